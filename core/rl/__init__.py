@@ -1,0 +1,1 @@
+"""Pure reinforcement-learning arithmetic on tensors."""
