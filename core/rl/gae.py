@@ -28,7 +28,7 @@ def generalised_advantage(
     Args:
         rewards: ``(T, E)``.
         values: ``(T, E)``, the value of the observation *before* each step.
-        dones: ``(T, E)``; ``dones[t]`` is 1 where the episode ended *at* step t by termination, not truncation.
+        dones: ``(T, E)``; ``dones[t]`` is 1 where the episode ended *at* step t by termination.
         last_value: ``(E,)``, the value after the last step, used where the rollout was cut.
         gamma: Discount in [0, 1].
         lam: Trace decay λ in [0, 1].
