@@ -80,18 +80,18 @@ def read_volume(path: Path | str, *, kind: Kind = "image", max_bytes: int = MAX_
         raise
     except MemoryError as error:
         raise DataError(
-            str(path), why="this machine has not enough memory for its voxels", do="crop or resample the image"
+            str(path),
+            why="this machine has not enough memory for its voxels",
+            do="crop or resample the image",
         ) from error
     except OSError as error:
         raise DataError(str(path), why=f"cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - image libraries raise their own errors for damaged files
+    except Exception as error:
         raise DataError(
             str(path), why=f"damaged or not supported: {_one_line(error)}", do="copy the file again"
         ) from error
     data = as_label(volume.data, path) if kind == "label" else as_image(volume.data, path)
-    return Volume(
-        data=data, affine=volume.affine, spacing=volume.spacing, header=volume.header, source=path
-    )
+    return Volume(data=data, affine=volume.affine, spacing=volume.spacing, header=volume.header, source=path)
 
 
 def _reader(path: Path) -> Callable[[Path, int], Volume]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from medrl.core.errors import DataError
 
@@ -46,11 +46,10 @@ def as_label(data: NDArray[Any], source: Path | str) -> NDArray[Any]:
         whole = np.rint(data)
         wrong = ~np.isfinite(data) | (whole != data)
         if wrong.any():
-            values = np.unique(data[wrong])[:4]
+            values = ", ".join(f"{value:g}" for value in np.unique(data[wrong])[:4])
             raise DataError(
                 str(source),
-                why=f"label values must be whole numbers, found {', '.join(f'{value:g}' for value in values)} "
-                f"in {int(wrong.sum())} voxels",
+                why=f"label values must be whole numbers, found {values} in {int(wrong.sum())} voxels",
                 do="threshold or round the label map where it was made; it may have been interpolated",
             )
         data = whole
@@ -62,14 +61,15 @@ def as_label(data: NDArray[Any], source: Path | str) -> NDArray[Any]:
     return np.array(data, dtype=smallest_integer(int(low), int(high)), order="C")
 
 
-def smallest_integer(low: int, high: int) -> DTypeLike:
+def smallest_integer(low: int, high: int) -> np.dtype[Any]:
     """Return the smallest integer type that holds `low` to `high`, unsigned where it can be."""
     unsigned: tuple[Any, ...] = (np.uint8, np.uint16, np.uint32)
     signed: tuple[Any, ...] = (np.int8, np.int16, np.int32)
     for dtype in unsigned if low >= 0 else signed:
         info = np.iinfo(dtype)
         if info.min <= low and high <= info.max:
-            return np.dtype(dtype)
+            found: np.dtype[Any] = np.dtype(dtype)
+            return found
     return np.dtype(np.int64)
 
 

@@ -48,7 +48,9 @@ class DicomSeries:
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        return f"{self.modality or 'series'} {self.number or '?'} ({len(self.files)} files, …{self.uid[-12:]})"
+        return (
+            f"{self.modality or 'series'} {self.number or '?'} ({len(self.files)} files, …{self.uid[-12:]})"
+        )
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -82,7 +84,14 @@ def list_series(folder: Path) -> list[DicomSeries]:
                 files=tuple(path for path, _ in items),
             )
         )
-    return sorted(series, key=lambda one: (not one.number.isdigit(), int(one.number or 0) if one.number.isdigit() else 0, one.uid))
+    return sorted(
+        series,
+        key=lambda one: (
+            not one.number.isdigit(),
+            int(one.number or 0) if one.number.isdigit() else 0,
+            one.uid,
+        ),
+    )
 
 
 def read_dicom(path: Path, max_bytes: int) -> Volume:
@@ -90,7 +99,9 @@ def read_dicom(path: Path, max_bytes: int) -> Volume:
     if path.is_dir():
         series = list_series(path)
         if not series:
-            raise DataError(str(path), why="the folder holds no DICOM file", do="name a file, or a folder of one series")
+            raise DataError(
+                str(path), why="the folder holds no DICOM file", do="name a file, or a folder of one series"
+            )
         if len(series) > 1:
             raise DataError(
                 str(path),
@@ -105,13 +116,18 @@ def read_dicom(path: Path, max_bytes: int) -> Volume:
         _check_kind(file, header)
     order, affine, shape = _geometry(path, files, headers)
     if int(np.prod(shape)) * 4 > max_bytes:
-        raise DataError(str(path), why=f"its {shape} voxels are above the limit of {max_bytes / 2**30:.1f} GiB")
+        raise DataError(
+            str(path), why=f"its {shape} voxels are above the limit of {max_bytes / 2**30:.1f} GiB"
+        )
     data = np.empty((1, *shape), dtype=np.float32)
     for z, index in enumerate(order):
         data[0, :, :, z] = _pixels(files[index], shape[:2])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return Volume(
-        data=data, affine=affine, spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])), source=path
+        data=data,
+        affine=affine,
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        source=path,
     )
 
 
@@ -139,7 +155,7 @@ def _read_header(path: Path) -> Any:
             for tag in TAGS:  # values are decoded on first use: do it here, where errors are caught
                 header.get(tag)
             return header
-    except Exception as error:  # noqa: BLE001 - the parser raises many types; their text may quote the header
+    except Exception as error:
         raise DataError(
             str(path), why=f"no readable DICOM file ({type(error).__name__})", do="copy the file again"
         ) from error
@@ -193,7 +209,11 @@ def _geometry(
                 do="put each series (and each scout image) into a folder of its own",
             )
     row, column = orientation[:3], orientation[3:]
-    if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
+    if (
+        abs(np.linalg.norm(row) - 1) > 1e-2
+        or abs(np.linalg.norm(column) - 1) > 1e-2
+        or abs(row @ column) > 1e-2
+    ):
         raise DataError(str(path), why="ImageOrientationPatient is no pair of orthogonal directions")
     normal = np.cross(row, column)
     positions = np.array([_vector(header, "ImagePositionPatient") for header in headers], dtype=np.float64)
@@ -237,13 +257,16 @@ def _slice_step(
         missing = round(gap / usual) - 1
         if missing >= 1 and abs(gap - (missing + 1) * usual) <= (missing + 1) * tolerance:
             why = f"{missing} slice{'s' * (missing > 1)} missing between {low:.2f} and {high:.2f} mm"
-            raise DataError(str(path), why=f"{why} (spacing {usual:.2f} mm)", do="export the whole series again")
+            raise DataError(
+                str(path), why=f"{why} (spacing {usual:.2f} mm)", do="export the whole series again"
+            )
         raise DataError(
             str(path),
-            why=f"slice spacing is not uniform: {usual:.3f} mm, but {gap:.3f} mm between {low:.2f} and {high:.2f} mm",
+            why=f"slice spacing is not uniform: {usual:.3f} mm, "
+            f"but {gap:.3f} mm between {low:.2f} and {high:.2f} mm",
             do="export or resample the series with equal spacing",
         )
-    step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
     drift = float(np.linalg.norm(step - normal * (step @ normal)))
     if drift * (len(positions) - 1) > 0.1 and drift > 0.01 * usual:
         raise DataError(
@@ -263,15 +286,21 @@ def _pixels(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
             dataset = pydicom.dcmread(path)
             syntax = dataset.file_meta.get("TransferSyntaxUID")
             pixels = pydicom.pixels.apply_modality_lut(dataset.pixel_array, dataset)
-    except Exception as error:  # noqa: BLE001 - decoders raise many types; their text may quote the header
-        if syntax is not None and syntax.is_compressed and isinstance(error, RuntimeError | NotImplementedError):
+    except Exception as error:
+        if (
+            syntax is not None
+            and syntax.is_compressed
+            and isinstance(error, RuntimeError | NotImplementedError)
+        ):
             raise DataError(
                 str(path),
                 why=f"its pixels are compressed as {syntax.name}, which cannot be decoded here",
-                do="pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress with gdcmconv --raw",
+                do="pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or use gdcmconv --raw",
             ) from error
         raise DataError(
-            str(path), why=f"its pixels are missing or damaged ({type(error).__name__})", do="copy the file again"
+            str(path),
+            why=f"its pixels are missing or damaged ({type(error).__name__})",
+            do="copy the file again",
         ) from error
     if pixels.shape != (shape[1], shape[0]):
         raise DataError(str(path), why=f"pixels of shape {pixels.shape}, expected {(shape[1], shape[0])}")

@@ -49,7 +49,9 @@ def read_hdf5(
             array = _read(file, key, h5py, max_bytes)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(str(path), why=f"damaged or no HDF5 file ({reason})", do="copy the file again") from error
+        raise DataError(
+            str(path), why=f"damaged or no HDF5 file ({reason})", do="copy the file again"
+        ) from error
     if array.ndim == 2:
         array = array[np.newaxis] if order == "zyx" else array[..., np.newaxis]
     data = (array.transpose(2, 1, 0) if order == "zyx" else array)[np.newaxis]

@@ -21,7 +21,15 @@ SUPPORTED = {
 }
 """NIfTI datatype codes that are read; complex, colour, binary and 128-bit voxels are not."""
 
-UNSUPPORTED = {1: "binary", 32: "complex", 128: "RGB", 1536: "float128", 1792: "complex", 2048: "complex", 2304: "RGBA"}
+UNSUPPORTED = {
+    1: "binary",
+    32: "complex",
+    128: "RGB",
+    1536: "float128",
+    1792: "complex",
+    2048: "complex",
+    2304: "RGBA",
+}
 UNITS = {0: "unknown", 1: "metres", 2: "mm", 3: "micrometres"}
 FORM_CODES = range(6)
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-4, 1e3

@@ -59,13 +59,16 @@ def read_itk(path: Path, max_bytes: int) -> Volume:
 
 
 def _read(path: Path) -> Volume:
-    import SimpleITK as sitk  # noqa: N813 - the name that its own documentation uses
+    import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    image = sitk.ReadImage(str(path))
+    process: Any = sitk.ProcessObject
+    process.SetGlobalWarningDisplay(False)
+    image: Any = sitk.ReadImage(str(path))
     axes = image.GetDimension()
     if axes not in {2, 3}:
-        raise DataError(str(path), why=f"{axes} axes are not supported in this format", do="convert it to .nii.gz")
+        raise DataError(
+            str(path), why=f"{axes} axes are not supported in this format", do="convert it to .nii.gz"
+        )
     array: Any = sitk.GetArrayFromImage(image)
     if array.dtype.kind not in "iuf":
         raise DataError(str(path), why=f"{image.GetPixelIDTypeAsString()} voxels are not supported")
@@ -100,7 +103,9 @@ def _meta_layout(path: Path, raw: bytes) -> _Layout:
         fields[name.strip().lower()] = value.strip()
         start = end + 1
     if fields["elementdatafile"].upper() != "LOCAL":
-        raise DataError(str(path), why="the voxels lie in another file, which is not followed", do="convert it to .mha")
+        raise DataError(
+            str(path), why="the voxels lie in another file, which is not followed", do="convert it to .mha"
+        )
     if fields.get("binarydata", "true").lower() != "true" or fields.get("headersize", "0") != "0":
         raise DataError(str(path), why="only binary voxels directly after the header are supported")
     if "elementspacing" not in fields and "elementsize" not in fields:
@@ -115,7 +120,9 @@ def _meta_layout(path: Path, raw: bytes) -> _Layout:
 def _nrrd_layout(path: Path, raw: bytes) -> _Layout:
     if not raw.startswith(b"NRRD000"):
         raise DataError(str(path), why="this is no NRRD file")
-    end = min((at for mark in (b"\n\n", b"\r\n\r\n") if (at := raw.find(mark, 0, HEADER_LIMIT)) >= 0), default=-1)
+    end = min(
+        (at for mark in (b"\n\n", b"\r\n\r\n") if (at := raw.find(mark, 0, HEADER_LIMIT)) >= 0), default=-1
+    )
     if end < 0:
         raise DataError(str(path), why="the file ends inside its header", do="copy the file again")
     start = end + (4 if raw[end : end + 2] == b"\r\n" else 2)
@@ -132,7 +139,9 @@ def _nrrd_layout(path: Path, raw: bytes) -> _Layout:
         raise DataError(str(path), why="the header stores no voxel size")
     packing = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(fields.get("encoding", "").lower())
     if packing is None:
-        raise DataError(str(path), why=f"encoding '{fields.get('encoding', '')}' is not supported", do="use gzip")
+        raise DataError(
+            str(path), why=f"encoding '{fields.get('encoding', '')}' is not supported", do="use gzip"
+        )
     size = _product(fields.get("sizes", "")) * NRRD_BYTES.get(fields.get("type", "").lower(), 0)
     return _Layout(size, start, packing)
 
@@ -146,13 +155,19 @@ def _check_stream(path: Path, raw: bytes, layout: _Layout) -> None:
         try:
             got = len(stream.decompress(body, layout.size + 1))
         except zlib.error as error:
-            raise DataError(str(path), why=f"the compressed voxels are damaged ({error})", do="copy the file again") from error
+            raise DataError(
+                str(path), why=f"the compressed voxels are damaged ({error})", do="copy the file again"
+            ) from error
         if got == layout.size and not stream.eof:
             raise DataError(str(path), why="the compressed voxels end early", do="copy the file again")
     if got < layout.size:
-        raise DataError(str(path), why=f"ends after {got / layout.size:.0%} of its voxels", do="copy the file again")
+        raise DataError(
+            str(path), why=f"ends after {got / layout.size:.0%} of its voxels", do="copy the file again"
+        )
     if got > layout.size:
-        raise DataError(str(path), why="holds more voxels than its header announces", do="write the file again")
+        raise DataError(
+            str(path), why="holds more voxels than its header announces", do="write the file again"
+        )
 
 
 def _whole(text: str) -> int:

@@ -50,18 +50,24 @@ def read_nifti(path: Path, max_bytes: int) -> Volume:
 def parse_header(path: Path, content: bytes) -> Any:
     """Return the checked nibabel header at the start of a file."""
     if len(content) < 4:
-        raise DataError(str(path), why="the file is empty" if not content else "the file ends inside its header")
+        raise DataError(
+            str(path), why="the file is empty" if not content else "the file ends inside its header"
+        )
     size_le, size_be = struct.unpack("<i", content[:4])[0], struct.unpack(">i", content[:4])[0]
     classes = {NIFTI1_SIZE: nib.Nifti1Header, NIFTI2_SIZE: nib.Nifti2Header}
     endian, size = ("<", size_le) if size_le in classes else (">", size_be)
     if size not in classes:
         raise DataError(str(path), why="this is no NIfTI file (the header does not start as one)")
     if len(content) < size:
-        raise DataError(str(path), why=f"the file ends inside its header, after {len(content)} bytes", do=AGAIN)
+        raise DataError(
+            str(path), why=f"the file ends inside its header, after {len(content)} bytes", do=AGAIN
+        )
     header = classes[size](content[:size], endianness=endian, check=False)
     magic = bytes(header["magic"]).rstrip(b"\x00")
     if not magic.startswith((b"n+1", b"n+2")):
-        kind = "header and voxels in two files are not supported" if magic.startswith((b"ni1", b"ni2")) else ""
+        kind = (
+            "header and voxels in two files are not supported" if magic.startswith((b"ni1", b"ni2")) else ""
+        )
         raise DataError(str(path), why=kind or f"this is no NIfTI file (magic {magic[:8]!r})")
     problems = check_header(header)
     if problems:
@@ -99,7 +105,11 @@ def _content(path: Path, raw: bytes, max_bytes: int) -> bytes:
     if not raw:
         raise DataError(str(path), why="the file is empty", do=AGAIN)
     if compressed != raw.startswith(GZIP_MAGIC):
-        why = "not compressed although its name ends in .gz" if compressed else "compressed, but the name lacks .gz"
+        why = (
+            "not compressed although its name ends in .gz"
+            if compressed
+            else "compressed, but the name lacks .gz"
+        )
         raise DataError(str(path), why=why, do="rename the file to match its content")
     # The shortest possible view of the header first: a small file may claim terabytes.
     start = _inflate(path, raw, NIFTI2_SIZE, whole=False) if compressed else raw[:NIFTI2_SIZE]

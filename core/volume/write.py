@@ -61,7 +61,9 @@ def write_bytes(path: Path, content: bytes, *, suffix: str = "", verify: Any = N
     Raises:
         RuntimeFault: The disk is full or the folder cannot be written; the old file is untouched.
     """
-    temporary = path.parent / f".{path.name[: len(path.name) - len(suffix)]}.{secrets.token_hex(4)}.tmp{suffix}"
+    temporary = (
+        path.parent / f".{path.name[: len(path.name) - len(suffix)]}.{secrets.token_hex(4)}.tmp{suffix}"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -175,6 +177,10 @@ def _verify(path: Path, array: NDArray[Any], like: Volume, kind: Literal["image"
     back = read_volume(path, kind=kind)
     expected = array if kind == "label" else array.astype(np.float32)
     if not np.array_equal(back.data, expected):
-        raise RuntimeFault(f"cannot write {path.parent}", why="a file did not read back equal to what was written")
+        raise RuntimeFault(
+            f"cannot write {path.parent}", why="a file did not read back equal to what was written"
+        )
     if not np.allclose(back.affine, like.affine, rtol=1e-5, atol=1e-3):
-        raise RuntimeFault(f"cannot write {path.parent}", why="a file did not read back with the affine of its input")
+        raise RuntimeFault(
+            f"cannot write {path.parent}", why="a file did not read back with the affine of its input"
+        )
