@@ -10,8 +10,7 @@ from typing import Any
 
 from medrl.core.errors import MedrlError
 from medrl.core.types import Case, Volume
-from medrl.core.volume import present_labels
-from medrl.core.volume.grid import grid_difference
+from medrl.core.volume import grid_difference, present_labels, turn_like
 
 from .layouts import Scan, scan_dataset
 from .loading import load_case, read_of_case
@@ -137,8 +136,9 @@ class _Check:
 
     def _grids(self, case: Case, image: Volume) -> None:
         for path in case.images[1:]:
-            difference = grid_difference(read_of_case(case, path), image)
-            if difference:
+            volume = read_of_case(case, path)
+            difference = grid_difference(volume, image)
+            if difference and turn_like(volume, image) is None:
                 self.notes.append(
                     f"{case.id}: {path.name} is resampled onto the first channel ({difference})"
                 )

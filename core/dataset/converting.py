@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from medrl.core.errors import ConfigError, DataError, did_you_mean
 from medrl.core.types import Case, Volume
 from medrl.core.volume import present_labels, smallest_integer, write_volume
-from medrl.core.volume.grid import grid_difference
 
 from .inputs import list_inputs
 from .layouts import open_dataset
 from .listing import folder_entries, holds_dicom
-from .loading import find_labels, read_of_case, stack_channels
+from .loading import find_labels, load_label, stack_channels
 from .model import Dataset, some
 from .names import safe_case_id
 
@@ -181,14 +180,7 @@ def _write(
 def _renumber(dataset: Dataset, case: Case, image: Volume, numbers: Mapping[int, int]) -> NDArray[Any]:
     """Read the label map of a case and give its values new numbers without gaps."""
     path = case.label or case.images[0]
-    label = read_of_case(case, path, dataset.root, kind="label")
-    difference = grid_difference(label, image)
-    if difference:
-        raise DataError(
-            f"case {case.id}: {path.name}",
-            why=f"the segmentation does not lie on its image: {difference}",
-            case=case.id,
-        )
+    label = load_label(case, path, image, dataset.root)
     present = present_labels(label.data)
     unknown = sorted(set(present) - set(numbers))
     if unknown:

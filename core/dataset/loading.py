@@ -10,8 +10,14 @@ import numpy as np
 
 from medrl.core.errors import DataError
 from medrl.core.types import Case, Volume
-from medrl.core.volume import overlap_fraction, present_labels, read_volume, resample_like
-from medrl.core.volume.grid import grid_difference
+from medrl.core.volume import (
+    grid_difference,
+    overlap_fraction,
+    present_labels,
+    read_volume,
+    resample_like,
+    turn_like,
+)
 
 from .model import Dataset, some
 
@@ -25,7 +31,8 @@ def load_case(dataset: Dataset, case: Case, *, with_label: bool) -> tuple[Volume
     """Read the channels of a case, stacked, and its label map.
 
     Channels on another grid than the first are interpolated linearly onto it, which is logged. Label
-    maps are never resampled: they must lie on the grid of the first channel.
+    maps are never resampled: they must lie on the voxels of the first channel;
+    axes stored in another order or direction are turned, which is exact.
 
     Returns:
         The image `(C, X, Y, Z)` float32, and the label map `(1, X, Y, Z)` or None.
@@ -38,15 +45,7 @@ def load_case(dataset: Dataset, case: Case, *, with_label: bool) -> tuple[Volume
         return image, None
     if case.label is None:
         raise DataError(f"case {case.id}", why="it has no reference segmentation", case=case.id)
-    label = read_of_case(case, case.label, dataset.root, kind="label")
-    difference = grid_difference(label, image)
-    if difference:
-        raise DataError(
-            f"case {case.id}: {_relative(case.label, dataset.root)}",
-            why=f"the segmentation does not lie on its image: {difference}",
-            do=_advice(case),
-            case=case.id,
-        )
+    label = load_label(case, case.label, image, dataset.root)
     if dataset.declared_labels is not None:
         unknown = sorted(set(present_labels(label.data)) - set(dataset.declared_labels.values()))
         if unknown:
@@ -58,6 +57,25 @@ def load_case(dataset: Dataset, case: Case, *, with_label: bool) -> tuple[Volume
                 case=case.id,
             )
     return image, label
+
+
+def load_label(case: Case, path: Path, image: Volume, root: Path | None = None) -> Volume:
+    """Read a label map and bring it into the voxel order of its image, without interpolation.
+
+    Raises:
+        DataError: It is damaged, or does not lie on the voxels of the image; the case is named.
+    """
+    label = read_of_case(case, path, root, kind="label")
+    difference = grid_difference(label, image)
+    turned = turn_like(label, image) if difference else label
+    if turned is None:
+        raise DataError(
+            f"case {case.id}: {_relative(path, root)}",
+            why=f"the segmentation does not lie on its image: {difference}",
+            do=_advice(case),
+            case=case.id,
+        )
+    return turned
 
 
 def stack_channels(case: Case, channel_names: Sequence[str] = (), root: Path | None = None) -> Volume:
@@ -93,8 +111,10 @@ def stack_channels(case: Case, channel_names: Sequence[str] = (), root: Path | N
                     do=_advice(case),
                     case=case.id,
                 )
-            _log.info("case %s: %s resampled onto the first channel (%s)", case.id, path.name, difference)
-            volume = resample_like(volume, first)
+            turned = turn_like(volume, first)
+            if turned is None:
+                _log.info("case %s: %s resampled onto the first channel (%s)", case.id, path.name, difference)
+            volume = turned if turned is not None else resample_like(volume, first)
         stacked.append(volume.data)
     return Volume(
         data=np.concatenate(stacked, axis=0),

@@ -18,7 +18,15 @@ from medrl.core.types import Volume
 
 from .arrays import as_image, as_label, present_labels, smallest_integer
 from .dicom import DicomSeries, is_dicom_file, list_series
-from .grid import overlap_fraction, resample_like, same_grid, to_ras, voxel_volume_mm3
+from .grid import (
+    grid_difference,
+    overlap_fraction,
+    resample_like,
+    same_grid,
+    to_ras,
+    turn_like,
+    voxel_volume_mm3,
+)
 from .hdf5 import read_hdf5
 from .header import check_header
 from .paths import IMAGE_SUFFIXES, image_stem, image_suffix, is_image_file
@@ -32,6 +40,7 @@ __all__ = [
     "as_image",
     "as_label",
     "check_header",
+    "grid_difference",
     "image_stem",
     "image_suffix",
     "is_dicom_file",
@@ -45,6 +54,7 @@ __all__ = [
     "same_grid",
     "smallest_integer",
     "to_ras",
+    "turn_like",
     "voxel_volume_mm3",
     "write_volume",
 ]

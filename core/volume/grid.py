@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from medrl.core.types import Volume
 
-SAME_GRID_TOLERANCE = 0.05
-"""Two grids are one if no corner differs by more than this part of the smallest voxel edge."""
+SAME_GRID_TOLERANCE = 0.2
+"""Two grids are one if no corner differs by more than this part of the smallest voxel edge.
+
+Real label maps drift by a tenth of a voxel when their orientation was stored as a rounded quaternion."""
 
 
 def voxel_volume_mm3(volume: Volume) -> float:
@@ -36,6 +39,31 @@ def grid_difference(a: Volume, b: Volume) -> str:
 def same_grid(a: Volume, b: Volume) -> bool:
     """Whether two volumes have the same shape and lie on the same voxels in space."""
     return not grid_difference(a, b)
+
+
+def turn_like(volume: Volume, reference: Volume) -> Volume | None:
+    """Turn and flip the axes of a volume onto the grid of another, exactly, if that is all they differ in.
+
+    Returns:
+        The same voxels in the order of `reference`, or None where interpolation would be needed.
+    """
+    import nibabel as nib
+
+    turn = nib.orientations.io_orientation(np.linalg.inv(reference.affine) @ volume.affine)
+    if np.isnan(turn).any():
+        return None
+    data = np.stack([nib.orientations.apply_orientation(image, turn) for image in volume.data])
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.data.shape[1:])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    turned = Volume(
+        data=np.ascontiguousarray(data),
+        affine=affine,
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        source=volume.source,
+    )
+    if not same_grid(turned, reference):
+        return None
+    return replace(turned, affine=reference.affine, spacing=reference.spacing, header=reference.header)
 
 
 def overlap_fraction(volume: Volume, reference: Volume) -> float:
