@@ -1,0 +1,122 @@
+"""Fixtures for all tests: plugins written on the fly, and an environment with installed fixture plugins."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "plugin_host" / "fixtures"
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def no_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder where no plugins.toml applies."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("MEDRL_PLUGINS", raising=False)
+    monkeypatch.delenv("MEDRL_PLUGINS_STRICT", raising=False)
+    return folder
+
+
+@pytest.fixture
+def write_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_policy: Path
+) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a plugin from source code: a module and the metadata of a distribution."""
+    root = tmp_path / "site"
+    root.mkdir()
+    monkeypatch.syspath_prepend(str(root))
+    modules: list[str] = []
+
+    def write(name: str, code: str | None = None, *, distribution: str = "", version: str = "1.0") -> str:
+        module = f"medrl_written_{next(_numbers)}"
+        modules.append(module)
+        distribution = distribution or f"medrl-{name}"
+        head = "from medrl.core import PluginInfo, hookimpl\n"
+        if code is None or "medrl_plugin_info" not in code:
+            head += f"""
+@hookimpl
+def medrl_plugin_info():
+    return PluginInfo(name={name!r}, api=1, summary="a plugin for a test")
+
+"""
+        (root / f"{module}.py").write_text(head + textwrap.dedent(code or ""))
+        info = root / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[medrl.plugins]\n{name} = {module}\n")
+        return module
+
+    yield write
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+@dataclass(frozen=True)
+class PluginEnvironment:
+    """A virtual environment in which the fixture plugins are installed."""
+
+    python: Path
+    folder: Path
+
+    def run(
+        self, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run this environment's Python outside the repository; plugins.toml of this machine does not apply."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MEDRL_", "PYTHON"))}
+        clean |= {"OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(self.folder / "xdg"), "NO_COLOR": "1"}
+        return subprocess.run(
+            [str(self.python), *arguments],
+            cwd=cwd or self.folder,
+            env=clean | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def medrl(
+        self, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line of medrl in this environment."""
+        return self.run("-m", "medrl.cli", *arguments, cwd=cwd, env=env)
+
+
+@pytest.fixture(scope="session")
+def plugin_environment(tmp_path_factory: pytest.TempPathFactory) -> PluginEnvironment:
+    """Install all fixture distributions with pip into an environment of their own, offline.
+
+    What they depend on is borrowed from the environment of the tests through a path file.
+    """
+    folder = tmp_path_factory.mktemp("plugin_environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    python = folder / "env" / "bin" / "python"
+    site = next((folder / "env").glob("lib/python*/site-packages"))
+    borrowed = sysconfig.get_path("purelib")
+    (site / "borrowed.pth").write_text(f"import site; site.addsitedir({borrowed!r})\n")
+    sources = []
+    for project in sorted(FIXTURES.glob("*/pyproject.toml")):
+        copy = folder / "sources" / project.parent.name
+        shutil.copytree(project.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        sources.append(str(copy))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    pip += ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, *sources], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the fixture plugins could not be installed:\n{done.stderr}")
+    work = folder / "work"
+    work.mkdir()
+    return PluginEnvironment(python=python, folder=work)
