@@ -1,0 +1,1 @@
+"""graft: distil an ensemble of teachers into one 3D U-Net."""
