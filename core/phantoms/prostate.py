@@ -134,7 +134,7 @@ def draw_anatomy(
     lesions: list[tuple[_Array, int]] = []
     free = gland & (rho < 0.82)
     for grade in grades:
-        lesion = _blob(rng, (x, y, z), axes, free, spacing, (0.22, 0.36))
+        lesion = _blob(rng, (x, y, z), axes, free, spacing, (0.26, 0.42))
         lesions.append((lesion, grade))
         free = free & (ndimage.gaussian_filter(lesion, 2.0) < 0.05)
     return Anatomy(
@@ -161,8 +161,8 @@ def paint(rng: np.random.Generator, anatomy: Anatomy) -> NDArray[np.int16]:
     far = _texture(rng, shape, unit, 4.0)
 
     # Tissue values relative to the surroundings (1.0) for T2, ADC and DWI.
-    peripheral = rng.uniform((1.10, 1.10, 0.95), (1.55, 1.50, 1.25))
-    transition = rng.uniform((0.82, 0.95, 0.95), (1.18, 1.25, 1.30))
+    peripheral = rng.uniform((1.20, 1.20, 0.95), (1.60, 1.55, 1.25))
+    transition = rng.uniform((0.80, 1.02, 1.05), (1.12, 1.28, 1.35))
     muscle = rng.uniform((0.50, 0.80, 0.60), (0.80, 1.00, 0.90))
     rectum = rng.uniform((0.35, 0.60, 0.50), (1.30, 1.30, 1.20))
     bladder = rng.uniform((1.30, 1.40, 0.50), (1.90, 1.90, 0.90))
@@ -173,7 +173,7 @@ def paint(rng: np.random.Generator, anatomy: Anatomy) -> NDArray[np.int16]:
 
     image = np.empty((3, *shape), dtype=np.int16)
     for channel in range(3):
-        around = np.ones(shape) + (0.20 if channel == 0 else 0.14) * far
+        around = np.ones(shape) + (0.16 if channel == 0 else 0.11) * far
         around += anatomy.muscle * (muscle[channel] - 1.0)
         around += anatomy.rectum * (rectum[channel] - around)
         around += anatomy.bladder * (bladder[channel] - around)
@@ -315,7 +315,7 @@ def _check_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]
 
 def _lesion_contrast(grade: int) -> tuple[float, float, float]:
     """Relative change of T2, ADC and DWI in the core of a lesion."""
-    return (-0.30, -0.48, 0.85) if grade == 3 else (-0.18, -0.28, 0.38)
+    return (-0.30, -0.50, 0.95) if grade == 3 else (-0.20, -0.34, 0.50)
 
 
 def _coordinates(
