@@ -137,6 +137,16 @@ class Commands:
         """Return which of train, predict, evaluate and demo the plugin has; imports nothing."""
         return [kind for kind in ("train", "predict", "evaluate", "demo") if kind in self._recorder.main]
 
+    def modules(self) -> list[str]:
+        """Return the modules that the commands lie in, as far as they are named; imports nothing."""
+        targets = [*self._recorder.main.values(), *self._recorder.tools]
+        return sorted({target.partition(":")[0] for target in targets if isinstance(target, str)})
+
+    def eager(self) -> list[str]:
+        """Return the names of commands that were registered as objects instead of ``"module:attribute"``."""
+        targets = [*self._recorder.main.values(), *self._recorder.tools]
+        return sorted(target.name or "?" for target in targets if isinstance(target, click.Command))
+
     def _main(self, kind: str) -> click.Command | None:
         target = self._recorder.main.get(kind)
         return None if target is None else self._resolve(kind, target)

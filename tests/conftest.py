@@ -75,7 +75,7 @@ class PluginEnvironment:
     def run(
         self, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run this environment's Python outside the repository; plugins.toml of this machine does not apply."""
+        """Run this environment's Python outside the repository and its plugins.toml."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MEDRL_", "PYTHON"))}
         clean |= {"OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(self.folder / "xdg"), "NO_COLOR": "1"}
         return subprocess.run(

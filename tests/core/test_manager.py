@@ -99,8 +99,9 @@ def test_a_broken_plugin_is_quarantined_and_its_parts_are_forgotten(write_plugin
         """,
     )
     manager = PluginManager.create()
-    keys = [key for key in manager.registry("models").keys() if not key.startswith("graft.")]
-    assert keys == ["good.linear"]
+    keys = manager.registry("models").keys()
+    assert "good.linear" in keys
+    assert "half.linear" not in keys
     assert status(manager, "half") == "broken"
     entry = next(entry for entry in manager.entries() if entry.name == "half")
     assert entry.reason == "medrl_register_losses failed: KeyError: 'halfway'"
@@ -460,7 +461,8 @@ def test_only_observers_can_be_notified(no_policy):
 def test_listing_plugins_imports_nothing_heavy(no_policy):
     code = (
         "import sys; from medrl.core.manager import PluginManager; PluginManager.create().entries();"
-        "print([n for n in ('torch', 'monai', 'numpy', 'nibabel', 'torchio', 'scipy', 'pydantic') if n in sys.modules])"
+        "heavy = ('torch', 'monai', 'numpy', 'nibabel', 'torchio', 'scipy', 'pydantic');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
