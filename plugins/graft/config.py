@@ -1,0 +1,247 @@
+"""Every setting of graft, with its meaning, unit, range and source.
+
+"Upstream" is the published code at commit 16590fff; its file names are given where a value comes from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
+
+Mode = Literal["uniform", "quality", "reinforce"]
+Prior = Literal["uniform", "quality"]
+
+
+class SampleConfig(Block):
+    """How a case becomes the box of voxels that the network sees."""
+
+    window: Literal["auto", "mask", "centre"] = "auto"
+    """Where the box lies: `mask` anchors its depth to the organ mask and centres it in plane, `centre`
+    is the middle of the image; `auto` takes `mask` if every case has the mask named below. Source:
+    upstream dataset/pimedloader_3d.py."""
+    size: tuple[int, int, int] = (0, 0, 0)
+    """Depth, height, width of the box in voxels. 0 means: 20 slices for the depth of a mask window,
+    otherwise the largest training image, rounded up to what the network can halve."""
+    mask: str = "prostate"
+    """Name of the organ mask (``masksTr/<name>/``, or simply ``masksTr/``)."""
+    normalization: Literal["auto", "stats", "mask", "volume"] = "auto"
+    """z-score of each channel by given statistics, by the voxels inside the organ mask, or by all
+    voxels; `auto` takes `stats` if `stats_file` is given, else `mask` if every case has it, else
+    `volume`."""
+    stats_file: Path | None = None
+    """JSON with mean and standard deviation for each case or for all; four forms are read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(extent < 0 for extent in self.size):
+            raise ValueError(f"size must not be negative, got {list(self.size)}")
+        if self.normalization == "stats" and self.stats_file is None:
+            raise ValueError("normalization `stats` needs stats_file")
+        return self
+
+
+class TargetConfig(Block):
+    """What the network learns to predict."""
+
+    kind: Literal["auto", "binary", "3class", "nested", "separate", "classes"] = "auto"
+    """`binary` = regions prostate {1,2,3} and cancer {2,3}, `3class` adds {3}; of any
+    dataset's labels, `nested` = each with all after it, `separate` = one sigmoid each, `classes` = one
+    softmax class each; `auto` takes `binary` for the labels 0 to 3 with a prostate
+    mask, else `classes`. Source: upstream region_converter.py."""
+
+
+class SplitConfig(Block):
+    """Which cases of the training fold do what."""
+
+    labelled: int = Field(default=0, ge=0)
+    """Train with the labels of this many cases only; the others teach through the teachers alone. 0 =
+    all."""
+    reward: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the labelled training cases on which the agent's reward is measured; they are never
+    trained on, and are neither validation nor test. Used only with weighting `reinforce`. 0 measures it
+    on the batch."""
+
+
+class TeachersConfig(Block):
+    """The frozen teachers, read from the files that `medrl graft extract-features` wrote."""
+
+    features: tuple[Path, ...] = ()
+    """One folder for each teacher, or one folder that holds teacher_0, teacher_1, …; empty: no
+    teachers, plain supervised training."""
+    verify: bool = True
+    """Check the digest of each feature file when a process first opens it."""
+
+
+class DistillConfig(Block):
+    """What the student takes from the teachers."""
+
+    taps: tuple[Literal["neg1", "neg2"], ...] = ("neg1",)
+    """Layers whose raw features are compared: `neg1` last decoder stage, `neg2` one resolution
+    lower."""
+    feature_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the feature loss. Upstream `--feat-weight`."""
+    neg2_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of tap neg2 against neg1. Upstream `--neg2-weight`."""
+    feature_loss: Literal["cosine", "mse", "kl", "smooth_l1"] = "cosine"
+    """`cosine` = squared distance of normalised features, 2(1 - cos), the loss that upstream really
+    uses."""
+    projection: Literal["conv", "orthogonal"] = "orthogonal"
+    """Map from student to teacher features: 1×1×1 convolution, norm, ReLU; or a truly orthogonal map
+    with a learnable scale. Upstream `--use-orthogonal`, whose map could not learn."""
+    equal_speed: bool = True
+    """Divide each projection's gradient by N·w, so that it learns at one speed at any weight."""
+    mask_features: bool = False
+    """Compare only where the teacher is right or near its own hits. Upstream `--use-feature-
+    masking`."""
+    mask_dilation: int = Field(default=3, ge=0, le=32)
+    """Radius in voxels of that neighbourhood. Upstream `--mask-dilation-radius`."""
+    logit_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the logit loss. Upstream `--kd-weight`."""
+    logit_loss: Literal["kl", "contrastive", "relation", "angular"] = "kl"
+    """Logit loss in class mode; region mode uses the absolute difference of probabilities. Upstream
+    `--kd-loss-type`."""
+    temperature: float = Field(default=4.0, gt=0.0)
+    """Softening T of the logit loss. Upstream `--kd-T`."""
+
+
+class LossConfig(Block):
+    """The supervised loss."""
+
+    weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the supervised loss. Upstream `--ce-weight`."""
+    focal: Literal["default", "mild", "sharp", "high_sensitivity"] = "default"
+    """Focal and class weights of the region loss. Upstream `--use-mild-focal`, `--use-sharp-focal`,
+    `--use-high-sensitivity`."""
+    batch_dice: bool = False
+    """Dice over the whole batch instead of each sample."""
+    deep_supervision: bool = True
+    """Also supervise the lower decoder stages, weights 0.5^i, the last one 0."""
+
+
+class OptimConfig(Block):
+    """The student's optimiser; its rate, decay and clipping are in `train`."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is Nesterov with the momentum below (upstream)."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Momentum of `sgd`."""
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    """cosine: ½(1 + cos πt/T); multistep: ×0.1 at each milestone."""
+    ramp: int = Field(default=20, ge=0)
+    """Steps over which the rate rises linearly to its full value."""
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    """Where `multistep` falls, as parts of the run. Upstream 150, 180, 210 of 240."""
+
+
+class AugmentConfig(Block):
+    """Random changes of the training images; only intensities, as feature files fix the geometry."""
+
+    scale: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Each channel is multiplied by 1 ± this."""
+    shift: float = Field(default=0.1, ge=0.0, le=2.0)
+    """Up to this many standard deviations are added."""
+    noise: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Standard deviation of white noise."""
+
+
+class WeightingConfig(Block):
+    """How much each teacher counts."""
+
+    mode: Mode = "quality"
+    """`uniform` 1/N; `quality` softmax(q/temperature) of each teacher's quality; `reinforce` a learned
+    residual on the prior."""
+    prior: Prior = "quality"
+    """What `reinforce` starts from."""
+    temperature: float = Field(default=0.1, gt=0.0)
+    """Softmax temperature of the quality; 0.1 for Dice of the logits."""
+    scope: Literal["dataset", "case"] = "dataset"
+    """Quality is the mean over the labelled training cases, or each case's own (unlabelled cases take
+    the mean)."""
+    floor: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """Part of the weight that is shared equally, so that no teacher is lost."""
+
+
+class AgentConfig(Block):
+    """The policy of weighting `reinforce` and its reward."""
+
+    kappa: float = Field(default=20.0, gt=0.0)
+    """Concentration of the Dirichlet policy around its mean."""
+    lr: float = Field(default=0.001, gt=0.0)
+    """Learning rate of the policy (Adam). Upstream `--agent-lr`, SGD."""
+    interval: int = Field(default=50, ge=1)
+    """Training steps in an episode. Upstream `--agent-update-interval`."""
+    gamma: float = Field(default=0.95, ge=0.0, le=1.0)
+    """Discount of later rewards. Upstream `--reward-gamma`."""
+    terminal: bool = True
+    """End an episode with 100·(Dice on the reward split − its running mean). Upstream `--use-episode-
+    reward`."""
+    entropy: float = Field(default=0.001, ge=0.0)
+    """Weight of the entropy bonus."""
+    baseline_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Memory of the running baseline across episodes."""
+    minibatch: int = Field(default=4, ge=1)
+    """Steps of an episode in one policy update."""
+    clip_norm: float = Field(default=1.0, ge=0.0)
+    """Largest gradient norm of the policy; 0 = no limit."""
+    reward_alpha: float = Field(default=0.7, ge=0.0, le=1.0)
+    """α in α·100·(Dice − ensemble Dice) − (1−α)·CE. Upstream `--reward-alpha`."""
+    reward_every: int = Field(default=1, ge=1)
+    """Measure the reward after every so many steps."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the weights pass from the prior to the policy; as many as the run has, or more,
+    switch the agent off."""
+    disagreement: bool = True
+    """Show the policy each teacher's distance from the mean. Upstream `--use-disagreement-reward`."""
+    random_reward: bool = False
+    """Control experiment: the reward is white noise."""
+
+
+class ValidationConfig(Block):
+    """Checks on the validation fold; how often is `train.validate_every` (0 = once an epoch)."""
+
+    batch_size: int = Field(default=1, ge=1)
+    """Cases a forward pass."""
+    max_cases: int = Field(default=0, ge=0)
+    """Use only the first so many validation cases; 0 = all."""
+
+
+class GraftTrainConfig(TrainConfig):
+    """Training; a validation once an epoch unless told otherwise."""
+
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between validations; 0 = once an epoch (as many steps as it takes to see each case once)."""
+
+
+class GraftConfig(MethodConfig):
+    """Distil N frozen teachers into one 3D network."""
+
+    model: ModelConfig = ModelConfig(name="graft.tiny")
+    """The student, by registry key."""
+    train: GraftTrainConfig = GraftTrainConfig()
+    """Steps, batch, rate, precision, seed."""
+    sample: SampleConfig = SampleConfig()
+    """Case to box of voxels."""
+    target: TargetConfig = TargetConfig()
+    """Regions or classes."""
+    split: SplitConfig = SplitConfig()
+    """Labelled, unlabelled and reward cases."""
+    teachers: TeachersConfig = TeachersConfig()
+    """Feature folders."""
+    distill: DistillConfig = DistillConfig()
+    """Feature and logit distillation."""
+    loss: LossConfig = LossConfig()
+    """Supervised loss."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    augment: AugmentConfig = AugmentConfig()
+    """Intensity changes."""
+    weighting: WeightingConfig = WeightingConfig()
+    """Weights of the teachers."""
+    agent: AgentConfig = AgentConfig()
+    """Policy and reward."""
+    validation: ValidationConfig = ValidationConfig()
+    """Checks on the validation fold."""

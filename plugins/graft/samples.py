@@ -1,0 +1,333 @@
+"""Case to sample: normalise, cut the window, add the teachers' features.
+
+Arrays turn from the files' ``(C, X, Y, Z)`` into ``(C, D, H, W)`` = ``(C, Z, Y, X)`` here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from medrl.core.cache import Cache, file_hash, make_key
+from medrl.core.dataset import Dataset, load_case
+from medrl.core.errors import DataError
+from medrl.core.types import Case, Volume
+from medrl.core.volume import read_volume, same_grid
+
+from .features import LOGITS, Expected, TeacherFolder
+from .plans import SamplePlan
+from .windows import Size
+
+CODE_VERSION = "graft-data-1"
+"""Part of every cache key: raised when the preparation of a case changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case ready for cutting: memory-mapped, shared by workers and ranks.
+
+    Attributes:
+        image: ``(C, D, H, W)`` float32, normalised.
+        label: ``(D, H, W)`` or None.
+        mask: ``(D, H, W)`` organ mask or None.
+        spacing: Voxel size (X, Y, Z) in mm.
+        image_hash: Digest of the image and mask files.
+    """
+
+    case_id: str
+    image: NDArray[np.float32]
+    label: NDArray[Any] | None
+    mask: NDArray[Any] | None
+    spacing: tuple[float, float, float]
+    image_hash: str
+
+    @property
+    def shape(self) -> Size:
+        """``(D, H, W)`` of the image."""
+        depth, height, width = self.image.shape[1:]
+        return depth, height, width
+
+
+class CaseStore:
+    """Prepares cases once and keeps them in the cache.
+
+    Args:
+        dataset: Gives channel names and labels.
+        plan: How a case is normalised.
+        cache: Where prepared cases are kept; None keeps nothing.
+    """
+
+    def __init__(self, dataset: Dataset, plan: SamplePlan, cache: Cache | None) -> None:
+        self.dataset = dataset
+        self.plan = plan
+        self.cache = cache
+        self._hashes: dict[str, tuple[str, str]] = {}
+
+    def get(self, case: Case) -> Prepared:
+        """Return a prepared case.
+
+        Raises:
+            DataError: A file is missing or damaged, or the organ mask is missing; the case is named.
+        """
+        image_hash, content = self._hash(case)
+        if self.cache is None:
+            arrays, meta = self._prepare(case)
+            return _prepared(case.id, arrays, meta, image_hash)
+        plan = self.plan
+        statistics = plan.statistics.get(case.id) or plan.statistics.get("*")
+        params = {"normalization": plan.normalization, "mask": plan.mask, "statistics": repr(statistics)}
+        key = make_key(content, params, CODE_VERSION)
+        found = self.cache.get_or_create(key, lambda: self._prepare(case))
+        return _prepared(case.id, found.arrays, found.meta, image_hash)
+
+    def expected(self, prepared: Prepared) -> Expected:
+        """What a teacher's feature file of this case must say."""
+        return Expected(
+            case_id=prepared.case_id,
+            window=self.plan.window_of(prepared.shape, prepared.mask),
+            shape=prepared.shape,
+            spacing=prepared.spacing,
+            image_hash=prepared.image_hash,
+        )
+
+    def _hash(self, case: Case) -> tuple[str, str]:
+        """Digests of what the images say, and of everything that is prepared."""
+        if case.id not in self._hashes:
+            mask = mask_path(case, self.plan.mask)
+            images = [*case.images, *([mask] if mask else [])]
+            image_hash = _joined(_content(path, case) for path in images)
+            label = _content(case.label, case) if case.label else "none"
+            self._hashes[case.id] = (image_hash, _joined([image_hash, label]))
+        return self._hashes[case.id]
+
+    def _prepare(self, case: Case) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        image, label = load_case(self.dataset, case, with_label=case.label is not None)
+        mask = read_mask(case, self.plan.mask, like=image)
+        if mask is None and self.plan.needs_mask:
+            raise DataError(
+                f"case {case.id}",
+                why=f"it has no organ mask '{self.plan.mask}'",
+                do=f"give masksTr/{case.id}.nii.gz, or use --set sample.window=centre "
+                "--set sample.normalization=volume",
+                case=case.id,
+            )
+        data = to_network(image.data)
+        arrays = {"image": self.plan.normalise(data, mask, case.id)}
+        if label is not None:
+            arrays["label"] = to_network(label.data)[0]
+        if mask is not None:
+            arrays["mask"] = mask
+        return arrays, {"spacing": [float(size) for size in image.spacing]}
+
+
+def to_network(data: NDArray[Any]) -> NDArray[Any]:
+    """Turn ``(C, X, Y, Z)`` into ``(C, D, H, W)``."""
+    return np.ascontiguousarray(data.transpose(0, 3, 2, 1))
+
+
+def from_network(data: NDArray[Any]) -> NDArray[Any]:
+    """Turn ``(C, D, H, W)`` back into ``(C, X, Y, Z)``."""
+    return np.ascontiguousarray(data.transpose(0, 3, 2, 1))
+
+
+def mask_path(case: Case, name: str) -> Path | None:
+    """The file of a case's organ mask: the one of this name, else its only nameless one."""
+    return case.masks.get(name) or case.masks.get("mask")
+
+
+def read_mask(case: Case, name: str, *, like: Volume) -> NDArray[np.uint8] | None:
+    """Read the organ mask ``(D, H, W)`` of a case, or None if it has none.
+
+    Raises:
+        DataError: The mask does not lie on the grid of the image.
+    """
+    path = mask_path(case, name)
+    if path is None:
+        return None
+    mask = read_volume(path, kind="label")
+    if not same_grid(mask, like):
+        raise DataError(
+            f"case {case.id}: {path.name}",
+            why="the organ mask does not lie on the grid of its image",
+            case=case.id,
+        )
+    return (to_network(mask.data)[0] > 0).astype(np.uint8)
+
+
+class SampleSet(TorchDataset[dict[str, Any]]):
+    """Samples of some cases: image, target, masks, and what the teachers say.
+
+    Args:
+        store: Prepares the cases.
+        cases: Which cases.
+        teachers: Feature folders; empty gives samples without teachers.
+        taps: Layers to read.
+        labelled: Whether labels may be looked at; False gives an empty target.
+    """
+
+    def __init__(
+        self,
+        store: CaseStore,
+        cases: Sequence[Case],
+        *,
+        teachers: Sequence[TeacherFolder] = (),
+        taps: Sequence[str] = (),
+        labelled: bool = True,
+    ) -> None:
+        self.store = store
+        self.cases = tuple(cases)
+        self.teachers = tuple(teachers)
+        self.taps = tuple(taps)
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        case = self.cases[index]
+        prepared = self.store.get(case)
+        expected = self.store.expected(prepared)
+        window = expected.window
+        label = np.zeros(prepared.shape, dtype=np.uint8)
+        if self.labelled and prepared.label is not None:
+            label = prepared.label
+        mask = prepared.mask if prepared.mask is not None else np.ones(prepared.shape, dtype=np.uint8)
+        features: dict[str, list[Tensor]] = {tap: [] for tap in self.taps}
+        logits: list[Tensor] = []
+        for teacher in self.teachers:
+            arrays = teacher.read(expected, (*self.taps, LOGITS))
+            logits.append(arrays[LOGITS])
+            for tap in self.taps:
+                features[tap].append(arrays[tap])
+        return {
+            "case_id": case.id,
+            "image": torch.from_numpy(window.cut(prepared.image)),
+            "label": torch.from_numpy(window.cut(label).astype(np.int64)),
+            "mask": torch.from_numpy(window.cut(mask)),
+            "labelled": self.labelled and prepared.label is not None,
+            "features": features,
+            "logits": logits,
+        }
+
+
+@dataclass
+class Batch:
+    """Some samples together.
+
+    Attributes:
+        case_ids: One identifier a sample.
+        image: ``(B, C, D, H, W)`` float32.
+        label: ``(B, D, H, W)`` int64; zeros where unlabelled.
+        mask: ``(B, D, H, W)`` organ mask; ones where there is none.
+        labelled: ``(B,)`` bool.
+        features: By tap, one ``(B, F, D', H', W')`` for each teacher, in the stored precision.
+        logits: One ``(B, K, D, H, W)`` for each teacher.
+    """
+
+    case_ids: tuple[str, ...]
+    image: Tensor
+    label: Tensor
+    mask: Tensor
+    labelled: Tensor
+    features: dict[str, list[Tensor]]
+    logits: list[Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """Move every tensor."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            self.case_ids,
+            move(self.image),
+            move(self.label),
+            move(self.mask),
+            move(self.labelled),
+            {tap: [move(item) for item in items] for tap, items in self.features.items()},
+            [move(item) for item in self.logits],
+        )
+
+    @staticmethod
+    def join(batches: Sequence[Batch]) -> Batch:
+        """One batch of several."""
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+        teachers = range(len(first.logits))
+        return Batch(
+            tuple(name for batch in batches for name in batch.case_ids),
+            torch.cat([batch.image for batch in batches]),
+            torch.cat([batch.label for batch in batches]),
+            torch.cat([batch.mask for batch in batches]),
+            torch.cat([batch.labelled for batch in batches]),
+            {
+                tap: [torch.cat([batch.features[tap][i] for batch in batches]) for i in teachers]
+                for tap in first.features
+            },
+            [torch.cat([batch.logits[i] for batch in batches]) for i in teachers],
+        )
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack samples into a `Batch`."""
+    first = samples[0]
+    teachers = range(len(first["logits"]))
+    return Batch(
+        tuple(str(sample["case_id"]) for sample in samples),
+        torch.stack([sample["image"] for sample in samples]),
+        torch.stack([sample["label"] for sample in samples]),
+        torch.stack([sample["mask"] for sample in samples]),
+        torch.tensor([bool(sample["labelled"]) for sample in samples]),
+        {
+            tap: [torch.stack([sample["features"][tap][i] for sample in samples]) for i in teachers]
+            for tap in first["features"]
+        },
+        [torch.stack([sample["logits"][i] for sample in samples]) for i in teachers],
+    )
+
+
+def jitter(image: Tensor, scale: float, shift: float, noise: float) -> Tensor:
+    """Change the intensities of ``(B, C, D, H, W)`` at random: gain, offset and white noise for each channel.
+
+    Draws from the global CPU stream, whose state is part of every checkpoint.
+    """
+    size = (image.shape[0], image.shape[1], 1, 1, 1)
+    gain = 1.0 + scale * (2.0 * torch.rand(size) - 1.0)
+    offset = shift * (2.0 * torch.rand(size) - 1.0)
+    changed = image * gain.to(image.device) + offset.to(image.device)
+    if noise > 0:
+        changed = changed + noise * torch.randn(image.shape).to(image.device)
+    return changed
+
+
+def _prepared(
+    case_id: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], image_hash: str
+) -> Prepared:
+    x, y, z = (float(size) for size in meta["spacing"])
+    return Prepared(case_id, arrays["image"], arrays.get("label"), arrays.get("mask"), (x, y, z), image_hash)
+
+
+def _content(path: Path, case: Case) -> str:
+    """Digest of a file, or of all files of a DICOM folder."""
+    try:
+        if path.is_dir():
+            return _joined(file_hash(item) for item in sorted(path.iterdir()) if item.is_file())
+        return file_hash(path)
+    except OSError as error:
+        raise DataError(
+            f"case {case.id}: {path}", why=f"cannot be read: {error.strerror}", case=case.id
+        ) from error
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
