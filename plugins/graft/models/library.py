@@ -55,7 +55,9 @@ class _TappedNetwork(nn.Module):
         """Segment ``(B, in_channels, D, H, W)``; see `StudentOutput`."""
         size = tuple(image.shape[2:])
         full = self.padded(size)
-        image = F.pad(image, [v for have, want in zip(size[::-1], full[::-1], strict=True) for v in (0, want - have)])
+        image = F.pad(
+            image, [v for have, want in zip(size[::-1], full[::-1], strict=True) for v in (0, want - have)]
+        )
         paths = {**self._taps, **{path: path for path in self._stages}}
         with captured({name: self.network.get_submodule(path) for name, path in paths.items()}) as found:
             logits = [self.network(image)]
@@ -145,7 +147,9 @@ class SwinUNETRStudent(_TappedNetwork):
         use_checkpoint: bool = False,
     ) -> None:
         if feature_size < 12 or feature_size % 12:
-            raise ConfigError("graft.swin_unetr", why=f"feature_size must be a multiple of 12, got {feature_size}")
+            raise ConfigError(
+                "graft.swin_unetr", why=f"feature_size must be a multiple of 12, got {feature_size}"
+            )
         if len(depths) != 4 or len(num_heads) != 4:
             raise ConfigError("graft.swin_unetr", why="depths and num_heads must have four numbers each")
         network = SwinUNETR(
