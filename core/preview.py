@@ -194,10 +194,12 @@ def _ends(axes: Any, across: str, up: str) -> None:
 
     (left, right), (down, top) = across.split(), up.split()
     places = ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.02, down), (0.5, 0.98, top))
+    outline = [Stroke(linewidth=2, foreground="black"), Normal()]
     for x, y, letter in places:
-        axes.text(
+        text = axes.text(
             x, y, letter, color="#ffd75f", fontsize=8, ha="center", va="center", transform=axes.transAxes
         )
+        text.set_path_effects(outline)
 
 
 def _colour(value: int) -> str:

@@ -59,10 +59,10 @@ def safe_path(root: Path, name: str | Path) -> Path:
         )
     except (OSError, RuntimeError):  # a name too long for the system, or a loop of links
         inside = False
-    if not inside or ".." in Path(text).parts:
+    if not inside or any(len(part.encode()) > 255 for part in Path(text).parts) or ".." in Path(text).parts:
         raise DataError(
             f"path {text[:80]!r}",
-            why=f"leads out of {root}",
+            why=f"leads out of {root}, or is no valid path",
             do="keep the files of a dataset inside its folder",
         )
     return path

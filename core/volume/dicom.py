@@ -154,11 +154,17 @@ def _read_header(path: Path) -> Any:
             header = dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
             for tag in TAGS:  # values are decoded on first use: do it here, where errors are caught
                 header.get(tag)
-            return header
     except Exception as error:
         raise DataError(
             str(path), why=f"no readable DICOM file ({type(error).__name__})", do="copy the file again"
         ) from error
+    if not header.get("SeriesInstanceUID"):
+        raise DataError(
+            str(path),
+            why="no readable DICOM file: it ends before its series is named",
+            do="copy the file again",
+        )
+    return header
 
 
 def _check_kind(path: Path, header: Any) -> None:

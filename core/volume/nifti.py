@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medrl.core.errors import DataError
 from medrl.core.types import Volume
 
-from .header import SUPPORTED, affine_of, check_header, shape_of
+from .header import SUPPORTED, affine_of, check_header, check_offset, shape_of
 
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
@@ -69,7 +69,7 @@ def parse_header(path: Path, content: bytes) -> Any:
             "header and voxels in two files are not supported" if magic.startswith((b"ni1", b"ni2")) else ""
         )
         raise DataError(str(path), why=kind or f"this is no NIfTI file (magic {magic[:8]!r})")
-    problems = check_header(header)
+    problems = check_header(header) + check_offset(header)
     if problems:
         raise DataError(str(path), why="; ".join(problems), do="write the file again with a valid header")
     return header

@@ -135,7 +135,11 @@ def _nifti_bytes(array: NDArray[Any], like: Volume) -> bytes:
     else:
         shape = (*array.shape[1:], channels)
         voxels = np.moveaxis(array, 0, -1)
+    steps = header["pixdim"].copy()
     header.set_data_shape(shape)
+    header["pixdim"][: max(len(shape), 3) + 1] = steps[
+        : max(len(shape), 3) + 1
+    ]  # nibabel resets some of them
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"] = np.nan, np.nan
     header["cal_max"], header["cal_min"], header["intent_code"] = 0, 0, 0
