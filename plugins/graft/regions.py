@@ -26,7 +26,7 @@ class Target:
     """The channels of a network and how they become labels.
 
     Attributes:
-        kind: ``binary``, ``3class``, ``nested``, ``separate`` or ``classes``.
+        kind: Its name, see `make_target`.
         names: One name for each channel.
         sets: The label values of each channel; with `softmax`, channel 0 is the background.
         softmax: Exclusive classes instead of independent regions.
@@ -106,6 +106,10 @@ THREE_CLASS = Target(
     "3class", ("prostate", "cancer", "significant_cancer"), ((1, 2, 3), (2, 3), (3,)), False, (1, 2), True
 )
 
+BINARY_CLASSES = Target(
+    "binary_classes", ("background", "prostate", "cancer"), ((0,), (1,), (2, 3)), True, (2,), True
+)
+
 
 def nested(labels: Mapping[str, int]) -> Target:
     """Nested regions of any label set: channel k holds the k-th label and all after it.
@@ -141,18 +145,20 @@ def classes(labels: Mapping[str, int]) -> Target:
 
 
 def make_target(kind: str, labels: Mapping[str, int] | None = None) -> Target:
-    """Make the target of a kind: ``binary``, ``3class``, ``nested``, ``separate`` or ``classes``.
+    """Make the target of a kind.
+
+    ``binary`` and ``3class`` are prostate regions, ``binary_classes`` the same without regions (background,
+    prostate, cancer); ``nested``, ``separate`` and ``classes`` fit any labels.
 
     Raises:
         ConfigError: The kind is unknown, or needs labels and has none.
     """
-    if kind == "binary":
-        return BINARY
-    if kind == "3class":
-        return THREE_CLASS
+    fixed = {target.kind: target for target in (BINARY, THREE_CLASS, BINARY_CLASSES)}
+    if kind in fixed:
+        return fixed[kind]
     makers = {"nested": nested, "separate": separate, "classes": classes}
     if kind not in makers:
-        raise ConfigError(f"target kind '{kind}'", why=did_you_mean(kind, ["binary", "3class", *makers]))
+        raise ConfigError(f"target kind '{kind}'", why=did_you_mean(kind, [*fixed, *makers]))
     return makers[kind](labels or {})
 
 

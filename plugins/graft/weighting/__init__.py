@@ -1,0 +1,71 @@
+"""How much each teacher counts: what is measured about teachers, and rules that turn it into weights."""
+
+from medrl.plugins.graft.weighting.align import AlignmentScores, alignment, descent_direction
+from medrl.plugins.graft.weighting.measures import (
+    TerminalReward,
+    composite_reward,
+    disagreement,
+    ensemble,
+    focus_dice,
+    hard_dice,
+    reward_ce,
+    similarity,
+    teacher_quality,
+)
+from medrl.plugins.graft.weighting.meta import (
+    MetaSettings,
+    adaptive_settings,
+    context_weights,
+    meta_weights,
+)
+from medrl.plugins.graft.weighting.probe import ProbeSettings, probe_qualities, probe_quality
+from medrl.plugins.graft.weighting.rules import (
+    PROBE_TEMPERATURE,
+    QUALITY_TEMPERATURE,
+    agent_is_off,
+    diversity,
+    entropy,
+    from_quality,
+    gated_diversity,
+    legacy_weights,
+    project_simplex,
+    uniform,
+    warmup_alpha,
+    warmup_blend,
+    with_floor,
+)
+
+__all__ = [
+    "PROBE_TEMPERATURE",
+    "QUALITY_TEMPERATURE",
+    "AlignmentScores",
+    "MetaSettings",
+    "ProbeSettings",
+    "TerminalReward",
+    "adaptive_settings",
+    "agent_is_off",
+    "alignment",
+    "composite_reward",
+    "context_weights",
+    "descent_direction",
+    "disagreement",
+    "diversity",
+    "ensemble",
+    "entropy",
+    "focus_dice",
+    "from_quality",
+    "gated_diversity",
+    "hard_dice",
+    "legacy_weights",
+    "meta_weights",
+    "probe_qualities",
+    "probe_quality",
+    "project_simplex",
+    "reward_ce",
+    "similarity",
+    "teacher_quality",
+    "uniform",
+    "warmup_alpha",
+    "warmup_blend",
+    "with_floor",
+]
