@@ -39,8 +39,17 @@ class Toy(MethodConfig):
 def test_numbers_and_booleans_are_read_as_people_mean_them():
     values = parse_yaml("a: 1e-3\nb: on\nc: true\nd: 012\ne: 1_000\nf:\ng: .5\nh: no\ni: -3\nj: 1:30\n")
     assert values == {
-        "a": 0.001, "b": "on", "c": True, "d": "012", "e": 1000, "f": None, "g": 0.5, "h": "no", "i": -3, "j": "1:30",
-    }  # fmt: skip
+        "a": 0.001,
+        "b": "on",
+        "c": True,
+        "d": "012",
+        "e": 1000,
+        "f": None,
+        "g": 0.5,
+        "h": "no",
+        "i": -3,
+        "j": "1:30",
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,11 @@ def test_a_missing_file_is_a_config_error(tmp_path):
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=12),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
@@ -122,7 +135,9 @@ def test_another_model_starts_without_the_parameters_of_the_old_one():
 
 
 def test_relative_paths_are_taken_from_the_config_file(tmp_path):
-    layers = [Layer("g.yaml", {"data": {"root": "scans"}, "teachers": {"folder": "../t"}}, base_dir=tmp_path / "c")]
+    layers = [
+        Layer("g.yaml", {"data": {"root": "scans"}, "teachers": {"folder": "../t"}}, base_dir=tmp_path / "c")
+    ]
     config = resolve(Toy, layers).config
     assert config.data.root == tmp_path / "c" / "scans"
     assert config.teachers.folder == tmp_path / "t"
