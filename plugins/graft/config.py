@@ -86,12 +86,12 @@ class DistillConfig(Block):
     """Weight of the feature loss. Upstream `--feat-weight`."""
     neg2_weight: float = Field(default=1.0, ge=0.0)
     """Weight of tap neg2 against neg1. Upstream `--neg2-weight`."""
-    feature_loss: Literal["cosine", "mse", "kl", "smooth_l1"] = "cosine"
-    """`cosine` = squared distance of normalised features, 2(1 - cos), the loss that upstream really
-    uses."""
-    projection: Literal["conv", "orthogonal"] = "orthogonal"
-    """Map from student to teacher features: 1×1×1 convolution, norm, ReLU; or a truly orthogonal map
-    with a learnable scale. Upstream `--use-orthogonal`, whose map could not learn."""
+    feature_loss: Literal["cosine", "mse", "kl", "smooth_l1"] = "mse"
+    """`mse` and `smooth_l1` compare with the teacher's features standardised by channel; `cosine` =
+    2(1 - cos) of whole samples, the loss that upstream really uses; `kl` compares softmaxes over voxels."""
+    projection: Literal["linear", "conv", "orthogonal"] = "linear"
+    """Map from student to teacher features: 1×1×1 convolution; the same with norm and ReLU; or a truly
+    orthogonal map with a learnable scale (upstream `--use-orthogonal`, whose map could not learn)."""
     equal_speed: bool = True
     """Divide each projection's gradient by N·w, so that it learns at one speed at any weight."""
     mask_features: bool = False
@@ -101,8 +101,8 @@ class DistillConfig(Block):
     """Radius in voxels of that neighbourhood. Upstream `--mask-dilation-radius`."""
     logit_weight: float = Field(default=0.0, ge=0.0)
     """Weight of the logit loss. Upstream `--kd-weight`."""
-    logit_loss: Literal["kl", "contrastive", "relation", "angular"] = "kl"
-    """Logit loss in class mode; region mode uses the absolute difference of probabilities. Upstream
+    logit_loss: Literal["l1", "kl", "contrastive", "relation", "angular"] = "kl"
+    """How probabilities are compared; `l1`, for regions only, is what upstream uses there. Upstream
     `--kd-loss-type`."""
     temperature: float = Field(default=4.0, gt=0.0)
     """Softening T of the logit loss. Upstream `--kd-T`."""

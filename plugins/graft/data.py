@@ -16,7 +16,7 @@ from medrl.core.errors import ConfigError, DataError
 from medrl.core.rng import numpy_generator
 from medrl.core.types import Case
 
-from .config import GraftConfig
+from .config import AugmentConfig, GraftConfig
 from .features import TeacherFolder, open_teachers
 from .plans import SamplePlan, read_statistics
 from .samples import CaseStore, SampleSet, mask_path
@@ -56,7 +56,14 @@ class GraftData:
         """Channels of the images."""
         return len(self.plan.channel_names)
 
-    def samples(self, cases: Sequence[Case], *, teachers: bool, labelled: bool = True) -> SampleSet:
+    def samples(
+        self,
+        cases: Sequence[Case],
+        *,
+        teachers: bool,
+        labelled: bool = True,
+        augment: AugmentConfig | None = None,
+    ) -> SampleSet:
         """Samples of some cases, with or without what the teachers say."""
         return SampleSet(
             self.store,
@@ -64,6 +71,7 @@ class GraftData:
             teachers=self.teachers if teachers else (),
             taps=self.taps if teachers else (),
             labelled=labelled,
+            augment=augment,
         )
 
     def check_features(self) -> None:

@@ -23,6 +23,7 @@ from medrl.core.errors import DataError
 from medrl.core.types import Case, Volume
 from medrl.core.volume import read_volume, same_grid
 
+from .config import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
 from .plans import SamplePlan
 from .windows import Size
@@ -172,6 +173,7 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         teachers: Feature folders; empty gives samples without teachers.
         taps: Layers to read.
         labelled: Whether labels may be looked at; False gives an empty target.
+        augment: Random changes of the intensities; None for none.
     """
 
     def __init__(
@@ -182,12 +184,14 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         teachers: Sequence[TeacherFolder] = (),
         taps: Sequence[str] = (),
         labelled: bool = True,
+        augment: AugmentConfig | None = None,
     ) -> None:
         self.store = store
         self.cases = tuple(cases)
         self.teachers = tuple(teachers)
         self.taps = tuple(taps)
         self.labelled = labelled
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -208,9 +212,12 @@ class SampleSet(TorchDataset[dict[str, Any]]):
             logits.append(arrays[LOGITS])
             for tap in self.taps:
                 features[tap].append(arrays[tap])
+        image = torch.from_numpy(window.cut(prepared.image))
+        if self.augment is not None:
+            image = jitter(image, self.augment)
         return {
             "case_id": case.id,
-            "image": torch.from_numpy(window.cut(prepared.image)),
+            "image": image,
             "label": torch.from_numpy(window.cut(label).astype(np.int64)),
             "mask": torch.from_numpy(window.cut(mask)),
             "labelled": self.labelled and prepared.label is not None,
@@ -296,17 +303,17 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     )
 
 
-def jitter(image: Tensor, scale: float, shift: float, noise: float) -> Tensor:
-    """Change the intensities of ``(B, C, D, H, W)`` at random: gain, offset and white noise for each channel.
+def jitter(image: Tensor, augment: AugmentConfig) -> Tensor:
+    """Change the intensities of ``(C, D, H, W)`` at random: gain, offset and white noise for each channel.
 
-    Draws from the global CPU stream, whose state is part of every checkpoint.
+    Draws from the global stream, which the loader seeds for each sample.
     """
-    size = (image.shape[0], image.shape[1], 1, 1, 1)
-    gain = 1.0 + scale * (2.0 * torch.rand(size) - 1.0)
-    offset = shift * (2.0 * torch.rand(size) - 1.0)
-    changed = image * gain.to(image.device) + offset.to(image.device)
-    if noise > 0:
-        changed = changed + noise * torch.randn(image.shape).to(image.device)
+    size = (image.shape[0], 1, 1, 1)
+    gain = 1.0 + augment.scale * (2.0 * torch.rand(size) - 1.0)
+    offset = augment.shift * (2.0 * torch.rand(size) - 1.0)
+    changed = image * gain + offset
+    if augment.noise > 0:
+        changed = changed + augment.noise * torch.randn(image.shape)
     return changed
 
 

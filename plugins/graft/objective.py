@@ -1,0 +1,114 @@
+"""The loss of one batch: labels, teachers' features, teachers' logits, each with its weight.
+
+Source: specification §4: total = ce·L_sup + kd·L_kd + feat·L_feat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import losses
+from .config import GraftConfig
+from .losses import Projections
+from .models import StudentOutput, tap
+from .regions import Target, teacher_probabilities
+from .samples import Batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The distillation loss, with the settings of one run.
+
+    Attributes:
+        cfg: The run's config.
+        target: What the network's channels mean.
+        taps: Layers whose features are compared.
+    """
+
+    cfg: GraftConfig
+    target: Target
+    taps: tuple[str, ...]
+
+    def __call__(
+        self, output: StudentOutput, batch: Batch, projections: Projections | None, weights: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to go back through and its parts for the log.
+
+        Args:
+            output: The student on the batch.
+            batch: Images, labels and what the teachers say.
+            projections: Maps to the teachers' features; None without feature distillation.
+            weights: ``(B, N)`` of the teachers, constants; None without teachers.
+        """
+        supervised = self.supervised(output, batch)
+        total = self.cfg.loss.weight * supervised
+        parts = {"loss_supervised": supervised.detach()}
+        if weights is not None and projections is not None and self.taps:
+            for_student, reported = self.features(output, batch, projections, weights)
+            total = total + self.cfg.distill.feature_weight * for_student
+            parts["loss_features"] = reported.detach()
+        if weights is not None and self.cfg.distill.logit_weight > 0:
+            logits = losses.weighted_sum(self.logit_losses(output, batch), weights)
+            total = total + self.cfg.distill.logit_weight * logits
+            parts["loss_logits"] = logits.detach()
+        return total, parts
+
+    def supervised(self, output: StudentOutput, batch: Batch) -> Tensor:
+        """The loss against the labels of the labelled samples; a zero with a graph if there is none."""
+        chosen = batch.labelled
+        if not bool(chosen.any()):
+            return output.main.sum() * 0.0
+        loss = losses.supervised_loss(
+            self.target, profile=self.cfg.loss.focal, batch_dice=self.cfg.loss.batch_dice
+        )
+        truth = self.target.encode(batch.label[chosen])
+        return losses.deep_supervised(loss, [logits[chosen] for logits in output.logits], truth)
+
+    def features(
+        self, output: StudentOutput, batch: Batch, projections: Projections, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted feature loss over taps: what to go back through, and its value."""
+        distill = self.cfg.distill
+        distance = losses.feature_loss(distill.feature_loss)
+        masks = self.masks(batch) if distill.mask_features else None
+        total = reported = output.main.new_zeros((), dtype=torch.float32)
+        for name in self.taps:
+            teachers = batch.features[name]
+            sizes = [tuple(features.shape[2:]) for features in teachers]
+            projected = projections(name, tap(output, name), sizes, weights if distill.equal_speed else None)
+            each = torch.stack(
+                [
+                    distance(mine, theirs, None if masks is None else masks[i])
+                    for i, (mine, theirs) in enumerate(zip(projected, teachers, strict=True))
+                ],
+                dim=1,
+            )
+            if distill.equal_speed:
+                loss, value = losses.equal_speed_loss(each, weights)
+            else:
+                loss = value = losses.weighted_sum(each, weights)
+            factor = distill.neg2_weight if name == "neg2" else 1.0
+            total, reported = total + factor * loss, reported + factor * value
+        return total, reported
+
+    def logit_losses(self, output: StudentOutput, batch: Batch) -> Tensor:
+        """Distance of the student's logits to each teacher's, ``(B, N)``."""
+        distill = self.cfg.distill
+        distance = losses.logit_loss(
+            distill.logit_loss, softmax=self.target.softmax, temperature=distill.temperature
+        )
+        return torch.stack([distance(output.main, teacher) for teacher in batch.logits], dim=1)
+
+    def masks(self, batch: Batch) -> list[Tensor]:
+        """Where each teacher may be trusted, ``(B, 1, D, H, W)``; everywhere in unlabelled samples."""
+        truth = self.target.encode(batch.label)[:, list(self.target.focus)]
+        unlabelled = (~batch.labelled).view(-1, 1, 1, 1, 1)
+        found = []
+        for logits in batch.logits:
+            hard = self.target.decide(teacher_probabilities(logits, self.target))[:, list(self.target.focus)]
+            mask = losses.correctness_mask(hard, truth, radius=self.cfg.distill.mask_dilation)
+            found.append(torch.where(unlabelled, torch.ones_like(mask), mask))
+        return found
