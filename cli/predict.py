@@ -1,0 +1,172 @@
+"""``medrl predict [METHOD]``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medrl.cli.completing import complete_runs
+from medrl.cli.console import console
+from medrl.cli.method_command import Call, MethodCommand, existing
+from medrl.cli.options import ANY_PATH, FILE, FOLDER, ListType, PartType, compute_options
+from medrl.cli.progress import case_progress
+from medrl.cli.runfiles import method_of_model, run_config, run_folders
+from medrl.core.errors import EXIT_DATA, EXIT_OK, CheckpointError, ConfigError
+
+
+class Predict(MethodCommand):
+    """Predicts with the checkpoints of one run, or the mean of several folds."""
+
+    def find_method(self, ctx: click.Context, values: dict[str, Any]) -> str:
+        """Take the method from the checkpoint."""
+        models = values.get("model") or ()
+        if not models:
+            raise ConfigError("--model is missing", why="a run folder or checkpoint", do="medrl runs list")
+        folders = model_folders([Path(model) for model in models], values.get("folds") or ())
+        return method_of_model(folders[0])
+
+    def work(self, call: Call) -> int:
+        """Find the checkpoints, hand the job to the method and tell what came of it."""
+        shared = call.shared
+        existing(shared["input"], option="-i")
+        folders = model_folders(shared["model"], shared["folds"] or ())
+        for folder in folders:
+            found = method_of_model(folder)
+            if found != call.method:
+                raise CheckpointError(
+                    f"model {folder}",
+                    why=f"it was trained by '{found}', not by '{call.method}'",
+                    do=f"medrl predict {found} …, or leave the method out",
+                )
+        console().loading()
+        from medrl.core.checkpoint import find_checkpoint
+        from medrl.core.jobs import PredictJob
+
+        checkpoints = [find_checkpoint(folder) for folder in folders]
+        with case_progress() as show:
+            job = PredictJob(
+                method=call.method,
+                inputs=shared["input"],
+                output=shared["output"],
+                checkpoints=checkpoints,
+                manager=call.manager,
+                tta=shared["tta"],
+                overlap=shared["overlap"],
+                device=shared["device"],
+                threads=shared["threads"],
+                precision=shared["precision"],
+                save_probabilities=shared["save_probabilities"],
+                save_uncertainty=shared["save_uncertainty"],
+                preview=shared["preview"],
+                statistics=shared["statistics"],
+                continue_=shared["continue_"],
+                part=shared["part"],
+                report=shared["report"],
+                command=("medrl", *console().arguments),
+                progress=show,
+                extra=call.extra,
+            )
+            outcome = call.start(job)
+        return say_outcome(outcome, shared["output"])
+
+
+def say_outcome(outcome: Any, output: Path) -> int:
+    """Tell which cases are done and which failed; return the exit code."""
+    screen = console()
+    done, failed = list(getattr(outcome, "done", ())), getattr(outcome, "failed", {})
+    for case, why in dict(failed).items():
+        screen.line(f"{screen.style('failed', fg='red')}: case {case}: {why}")
+    screen.say(f"{len(done)} cases in {output}" + (f", {len(failed)} failed" if failed else ""))
+    report = getattr(outcome, "report", None)
+    if report is not None:
+        screen.say(f"report: {report}")
+    return EXIT_DATA if failed else EXIT_OK
+
+
+def model_folders(models: Sequence[Path], folds: Sequence[int]) -> list[Path]:
+    """Return the run folders or checkpoints that are averaged.
+
+    A folder without checkpoints of its own that holds runs, one a fold, stands for those runs; `folds`
+    chooses among them.
+
+    Raises:
+        ConfigError: A path does not exist, or a fold is missing.
+    """
+    found: list[Path] = []
+    for model in models:
+        if not model.exists():
+            raise ConfigError(f"--model {model}", why="no such file or folder", do="medrl runs list")
+        own = model.is_file() or any(model.glob("*.pt")) or any((model / "checkpoints").glob("*.pt"))
+        inner = [] if own else run_folders(model)
+        found += inner or [model]
+    if not folds:
+        return found
+    by_fold: dict[int, list[Path]] = {}
+    for path in found:
+        by_fold.setdefault(_fold(path), []).append(path)
+    missing = [fold for fold in folds if fold not in by_fold]
+    if missing:
+        there = ", ".join(str(fold) for fold in sorted(by_fold) if fold >= 0) or "none"
+        raise ConfigError(f"--folds {missing[0]}", why=f"no such fold in --model; there: {there}")
+    return [path for fold in folds for path in by_fold[fold]]
+
+
+def _fold(path: Path) -> int:
+    """Return the fold of a run folder or checkpoint, -1 if it cannot be told."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "config.yaml").is_file():
+            data = run_config(folder).get("data")
+            if isinstance(data, dict) and isinstance(data.get("fold"), int):
+                return int(data["fold"])
+    match = re.search(r"fold_?(\d+)", str(path))
+    return int(match[1]) if match else -1
+
+
+def _options() -> list[click.Parameter]:
+    option = click.Option
+    return [
+        option(
+            ["-i", "--input"], type=ANY_PATH, required=True, metavar="PATH",
+            help="An image, a folder of images or DICOM series, or a dataset.",
+        ),
+        option(["-o", "--output"], type=FOLDER, required=True, metavar="DIR", help="Where the segmentations go."),
+        option(
+            ["--model"], type=ANY_PATH, required=True, multiple=True, metavar="RUN|CKPT",
+            shell_complete=complete_runs,
+            help="Run folder, checkpoint, or folder of runs, one a fold. Repeat it to average several.",
+        ),
+        option(
+            ["--folds"], type=ListType(metavar="0,1", number=True), help="Use only these folds of --model."
+        ),
+        option(["--tta/--no-tta"], default=False, show_default=True, help="Average over mirrored views."),
+        option(
+            ["--overlap"], type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True,
+            metavar="F", help="Overlap of neighbouring windows.",
+        ),
+        *compute_options(),
+        option(["--save-probabilities"], is_flag=True, help="Also write the probabilities (.npz)."),
+        option(["--save-uncertainty"], is_flag=True, help="Also write an uncertainty map (NIfTI)."),
+        option(["--preview"], is_flag=True, help="Also write one picture a case (PNG)."),
+        option(["--statistics"], is_flag=True, help="Also write the volume of each label in ml."),
+        option(["--continue", "continue_"], is_flag=True, help="Leave finished cases as they are."),
+        option(
+            ["--part"], type=PartType(), default="1/1", metavar="I/N", help="Do the I-th of N parts of the cases."
+        ),
+        option(["--report"], type=FILE, metavar="FILE", help="Where report.json goes.  [default: in the output]"),
+    ]  # fmt: skip
+
+
+predict = Predict(
+    "predict",
+    kind="predict",
+    params=_options(),
+    help=(
+        "Segment images with a trained model.\n\nMETHOD may be left out: the checkpoint knows it. A case that fails is "
+        "reported and the others are done; the exit code is 3 then. Results have the grid of their input."
+    ),
+    short_help="Segment images with a trained model.",
+)
