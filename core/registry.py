@@ -24,12 +24,12 @@ BASES = {
     "models": "torch.nn:Module",
     "losses": "",
     "agents": "",
-    "environments": "",
+    "environments": "medrl.core.rl.env:BatchedEnv",
     "rewards": "",
     "metrics": "",
     "datasets": "",
 }
-"""The class that parts of a kind must derive from, as ``"module:attribute"``; empty for any callable."""
+"""The class or protocol of the parts of a kind, as ``"module:attribute"``; empty for any callable."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -177,7 +177,10 @@ class Registry(Generic[T]):
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(what, why=f"refused its parameters: {describe(error)}") from error
         base = self._base()
-        if isinstance(base, type) and not _is_protocol(base) and not isinstance(made, base):
+        if base is None or isinstance(target, type):
+            return made
+        wrong = _missing_methods(base, made) if _is_protocol(base) else not isinstance(made, base)
+        if wrong:
             why = f"expected a {base.__qualname__}, the factory made a {type(made).__name__}"
             raise PluginError(what, why=why)
         return made
@@ -198,10 +201,9 @@ class Registry(Generic[T]):
         if base is None or not isinstance(target, type):
             return
         if _is_protocol(base):
-            methods = _protocol_methods(base)
-            missing = sorted(name for name in methods if not callable(getattr(target, name, None)))
+            missing = _missing_methods(base, target)
             if missing:
-                raise PluginError(what, why=f"'{location}' lacks {', '.join(missing)} of {base.__qualname__}")
+                raise PluginError(what, why=f"'{location}' lacks {missing} of {base.__qualname__}")
         elif not issubclass(target, base):
             why = f"'{location}' does not derive from {base.__module__}.{base.__qualname__}"
             raise PluginError(what, why=why)
@@ -261,9 +263,16 @@ def _is_protocol(base: object) -> bool:
     return bool(getattr(base, "_is_protocol", False))
 
 
-def _protocol_methods(base: type) -> list[str]:
-    public = {name: value for name, value in vars(base).items() if not name.startswith("_")}
-    return [name for name, value in public.items() if inspect.isfunction(value)]
+def _missing_methods(base: type, candidate: object) -> str:
+    """Return the public methods of a protocol, its parents included, that a class or an object lacks."""
+    methods = {
+        name
+        for owner in base.__mro__
+        if _is_protocol(owner)
+        for name, value in vars(owner).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    return ", ".join(sorted(name for name in methods if not callable(getattr(candidate, name, None))))
 
 
 def _parameter_problems(target: Callable[..., Any], params: dict[str, Any]) -> list[str]:

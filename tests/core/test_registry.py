@@ -136,9 +136,12 @@ def test_a_protocol_base_checks_the_methods():
     registry: Registry[Any] = Registry("models", f"{__name__}:Shape")
     registry.recorder("p").add("square", Square, summary="fits")
     registry.recorder("p").add("dot", Dot, summary="lacks area")
+    registry.recorder("p").add("made", make_list, summary="makes a list")
     assert registry.get("p.square") is Square
     with pytest.raises(PluginError, match="lacks area of Shape"):
         registry.get("p.dot")
+    with pytest.raises(PluginError, match="expected a Shape, the factory made a list"):
+        registry.build("p.made", size=2)
 
 
 def test_build_reports_all_unknown_and_missing_parameters_at_once(registry):
