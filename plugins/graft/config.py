@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
 
-Mode = Literal["uniform", "quality", "reinforce"]
-Prior = Literal["uniform", "quality"]
+Mode = Literal["uniform", "quality", "probe", "reinforce"]
+Prior = Literal["uniform", "quality", "probe"]
 
 
 class SampleConfig(Block):
@@ -151,18 +151,22 @@ class AugmentConfig(Block):
 class WeightingConfig(Block):
     """How much each teacher counts."""
 
-    mode: Mode = "quality"
-    """`uniform` 1/N; `quality` softmax(q/temperature) of each teacher's quality; `reinforce` a learned
-    residual on the prior."""
-    prior: Prior = "quality"
+    mode: Mode = "probe"
+    """`uniform` 1/N; `quality` by the Dice of each teacher's logits on the labelled cases; `probe` by the
+    Dice of a linear read-out of its features, leaving one labelled case out; `reinforce` a learned residual
+    on the prior."""
+    prior: Prior = "probe"
     """What `reinforce` starts from."""
     temperature: float = Field(default=0.1, gt=0.0)
-    """Softmax temperature of the quality; 0.1 for Dice of the logits."""
+    """Weights are softmax(q/temperature) of the logit quality."""
+    probe_temperature: float = Field(default=0.03, gt=0.0)
+    """The same for the probe quality, whose differences are smaller."""
     scope: Literal["dataset", "case"] = "dataset"
-    """Quality is the mean over the labelled training cases, or each case's own (unlabelled cases take
-    the mean)."""
-    floor: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Part of the weight that is shared equally, so that no teacher is lost."""
+    """The logit quality is the mean over the labelled training cases, or each case's own (unlabelled
+    cases take the mean)."""
+    floor: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Part of the weight that is shared equally, so that no teacher is lost; `reinforce` uses at least
+    0.01."""
 
 
 class AgentConfig(Block):

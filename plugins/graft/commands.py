@@ -1,0 +1,273 @@
+"""Command line of graft; options become config values, the work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medrl.core.errors import ConfigError
+from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from medrl.core.config import Layer, Resolved
+    from medrl.core.manager import PluginManager
+    from medrl.core.predicting import PredictOutcome
+
+WEIGHTINGS = ("uniform", "quality", "probe", "reinforce")
+FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("train")
+@config_option(
+    "--teachers",
+    "features",
+    key="teachers.features",
+    type=FOLDER,
+    multiple=True,
+    help="Folder of teacher features (repeat for several); without it, training is supervised only.",
+)
+@config_option(
+    "--weighting", key="weighting.mode", type=click.Choice(WEIGHTINGS), help="How much each teacher counts."
+)
+@config_option(
+    "--weighting-prior",
+    key="weighting.prior",
+    type=click.Choice(WEIGHTINGS[:3]),
+    help="What reinforce starts from.",
+)
+@config_option(
+    "--labelled",
+    key="split.labelled",
+    type=click.IntRange(min=0),
+    help="Use the labels of so many cases only.",
+)
+@config_option(
+    "--reward-split", key="split.reward", type=float, help="Share of labelled cases that measure the reward."
+)
+@config_option(
+    "--random-reward/--no-random-reward", key="agent.random_reward", help="Control: the reward is noise."
+)
+@config_option(
+    "--distill-features",
+    key="distill.taps",
+    type=click.Choice(["neg1", "neg2"]),
+    multiple=True,
+    help="Layers whose features are distilled.",
+)
+@config_option("--feat-weight", key="distill.feature_weight", type=float, help="Weight of the feature loss.")
+@config_option(
+    "--feat-loss",
+    key="distill.feature_loss",
+    type=click.Choice(["cosine", "mse", "kl", "smooth_l1"]),
+    help="How features are compared.",
+)
+@config_option("--kd-weight", key="distill.logit_weight", type=float, help="Weight of the logit loss.")
+@config_option(
+    "--target",
+    key="target.kind",
+    type=click.Choice(["auto", "binary", "3class", "nested", "separate", "classes"]),
+    help="What the network's channels mean.",
+)
+@config_option(
+    "--normalization",
+    key="sample.normalization",
+    type=click.Choice(["auto", "stats", "mask", "volume"]),
+    help="How intensities are scaled.",
+)
+def train(job: TrainJob) -> None:
+    """Train a student: with teachers by distillation, without them by its labels."""
+    from medrl.plugins.graft import data
+    from medrl.plugins.graft import train as method
+
+    with job.runtime() as rt:
+        method.fit(rt, job.config, data.load(rt, job.config))
+
+
+@click.command("predict")
+@click.option("--masks", type=FOLDER, default=None, help="Organ masks, one <case>.nii.gz for each case.")
+def predict(job: PredictJob, masks: Path | None) -> PredictOutcome:
+    """Segment images with a student or a teacher; several folds are averaged."""
+    from medrl.plugins.graft.predict import run
+
+    return run(job, masks=masks)
+
+
+@click.command("demo")
+def demo(job: DemoJob) -> DemoResult:
+    """Teachers, features, student, controls, report on synthetic prostates."""
+    from medrl.plugins.graft.demo import run
+
+    return run(job)
+
+
+def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that give the config of a tool, as `medrl train graft` has them."""
+    for option in reversed(
+        [
+            click.option("--data", "data_root", type=FOLDER, default=None, help="Dataset folder."),
+            click.option("-c", "--config", "config_file", type=FILE, default=None, help="Config file."),
+            click.option("--preset", default=None, help="smoke, small, paper or legacy."),
+            click.option(
+                "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any config value."
+            ),
+            click.option("--fold", type=click.IntRange(min=0), default=None, help="Fold of the student."),
+            click.option("--device", default=None, help="auto, cpu, cuda, cuda:1."),
+            click.option("--threads", type=click.IntRange(min=0), default=None, help="CPU threads."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _resolver(
+    manager: PluginManager,
+    *,
+    data_root: Path | None,
+    config_file: Path | None,
+    preset: str | None,
+    assignments: Sequence[str],
+    fold: int | None,
+    device: str | None,
+    threads: int | None,
+) -> Callable[[Sequence[Layer]], Resolved[Any]]:
+    """Return what resolves the config of a tool with further layers on top."""
+    from medrl.core.config import Layer, nest, parse_set, resolve_method
+
+    flags = {"data.root": data_root, "data.fold": fold, "train.device": device, "train.threads": threads}
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in flags.items()
+        if value is not None
+    }
+    layers = [Layer("command line", nest(given), base_dir=Path.cwd())]
+    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
+
+    def resolve(more: Sequence[Layer]) -> Resolved[Any]:
+        return resolve_method(
+            manager, "graft", preset=preset, config_file=config_file, layers=[*layers, *more]
+        )
+
+    return resolve
+
+
+@click.command("train-teachers")
+@_config_options
+@click.option(
+    "-o", "--output", type=FOLDER, required=True, help="Folder of the run folders teacher_0, teacher_1, …."
+)
+@click.option(
+    "--teachers",
+    "count",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Number of teachers.",
+)
+@click.option("--only", default="", help="Numbers of the teachers to train now, such as 0,3.")
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), default=None, help="Optimiser steps of each teacher."
+)
+@click.pass_obj
+def train_teachers(
+    manager: PluginManager, output: Path, count: int, only: str, max_steps: int | None, **config: Any
+) -> None:
+    """Train one teacher for each fold; each is an ordinary run that `medrl predict graft` accepts.
+
+    Teacher k never sees fold k. A teacher that is finished stays as it is, an interrupted one goes on.
+    """
+    from medrl.core.config import Layer
+    from medrl.plugins.graft import teachers
+
+    resolve = _resolver(manager, **config)
+    more = [Layer("--max-steps", {"train": {"max_steps": max_steps}})] if max_steps else []
+    runs = teachers.train_teachers(
+        manager,
+        lambda layers: resolve([*more, *layers]),
+        output,
+        count=count,
+        only=_numbers(only),
+        command=sys.argv,
+        say=_say,
+    )
+    _say(f"done: {len(runs)} teachers in {output}")
+    _say(f"next: medrl graft extract-features --teachers {output} --data DATA -o FEATURES")
+
+
+@click.command("extract-features")
+@_config_options
+@click.option(
+    "--teachers",
+    "runs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Run folder, checkpoint, or folder of run folders (repeat for several).",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FOLDER,
+    required=True,
+    help="Folder of the feature folders teacher_0, teacher_1, ….",
+)
+@click.option("--taps", default="neg1", show_default=True, help="Layers to store: neg1, or neg1,neg2.")
+@click.option(
+    "--storage",
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    default="bf16",
+    show_default=True,
+    help="Precision of the files.",
+)
+@click.option(
+    "--every-case", is_flag=True, help="Also validation cases, not only the student's training fold."
+)
+@click.pass_obj
+def extract_features(
+    manager: PluginManager,
+    runs: Sequence[Path],
+    output: Path,
+    taps: str,
+    storage: str,
+    every_case: bool,
+    **config: Any,
+) -> None:
+    """Write the teachers' features on exactly the windows that the student will see.
+
+    Give the student's config: its dataset, fold and window decide what is written. Files that are there and
+    fit are kept.
+    """
+    from medrl.plugins.graft import teachers
+
+    names = [word.strip() for word in taps.split(",") if word.strip()]
+    wrong = [name for name in names if name not in ("neg1", "neg2")]
+    if wrong or not names:
+        raise ConfigError("--taps", why=f"'{taps}' is not neg1, neg2 or neg1,neg2")
+    done = teachers.extract(
+        manager,
+        _resolver(manager, **config)(()).config,
+        [path for run in runs for path in teachers.find_teachers(run)],
+        output,
+        taps=names,
+        dtype=storage,
+        every_case=every_case,
+        say=_say,
+    )
+    _say(f"done: {done.written} cases written, {done.kept} kept, {done.bytes / 1e6:.1f} MB in {output}")
+    _say(f"next: medrl train graft --teachers {output} --data DATA")
+
+
+def _numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdigit() for word in words):
+        raise ConfigError("--only", why=f"'{text}' is no list of numbers", do="--only 0,3")
+    return [int(word) for word in words]
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
