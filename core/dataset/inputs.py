@@ -122,26 +122,24 @@ def _of_file(path: Path, names: tuple[str, ...]) -> Case:
 
 
 def _of_entries(path: Path, entries: Sequence[Entry], names: tuple[str, ...]) -> list[Case]:
-    groups: dict[str, dict[int, Path]] = {}
-    cases: list[Case] = []
-    _, doubled = channel_groups(path, entries, single=True)
-    if any("two files" in why for _, _, why in doubled):
-        case, where, why = doubled[0]
-        raise DataError(f"case {case}: {where}", why=why, do="keep one of them", case=case)
     groups, problems = channel_groups(path, entries, single=True)
     if problems:
-        case, where, why = problems[0]
-        raise DataError(where, why=why, do="rename the file", case=case)
+        case_id, where, why = problems[0]
+        raise DataError(f"case {case_id}: {where}", why=why, do="rename the file", case=case_id)
+    cases: list[Case] = []
     for case_id, files in groups.items():
-        wanted = range(len(names)) if len(names) > 1 and len(files) > 1 else sorted(files)
-        missing = [f"{case_id}_{k:04d}" for k in wanted if k not in files]
-        if missing:
+        numbered = (
+            image_stem(next(iter(files.values()))) != case_id and not next(iter(files.values())).is_dir()
+        )
+        if numbered and sorted(files) != list(range(len(names))):
+            wrong = sorted(set(files) ^ set(range(len(names))))
             raise DataError(
                 f"case {case_id}",
-                why=f"the model needs {', '.join(names)}; missing: {some(missing)}",
+                why=f"the model needs {len(names)} channels ({', '.join(names)}); "
+                f"missing or too many: {some(f'{case_id}_{k:04d}' for k in wrong)}",
                 case=case_id,
             )
-        cases.append(_case(case_id, [files[k] for k in wanted]))
+        cases.append(_case(case_id, [files[k] for k in sorted(files)]))
     return cases
 
 

@@ -158,10 +158,10 @@ def _read_header(path: Path) -> Any:
         raise DataError(
             str(path), why=f"no readable DICOM file ({type(error).__name__})", do="copy the file again"
         ) from error
-    if not header.get("SeriesInstanceUID"):
+    if not header.get("SeriesInstanceUID") and not header.get("Rows"):  # anonymised files may lack the first
         raise DataError(
             str(path),
-            why="no readable DICOM file: it ends before its series is named",
+            why="no readable DICOM file: it ends before its image is described",
             do="copy the file again",
         )
     return header
