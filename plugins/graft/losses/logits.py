@@ -66,6 +66,7 @@ def logit_loss(kind: str, *, softmax: bool, temperature: float = 4.0, legacy: bo
     Args:
         kind: ``l1``, ``kl``, ``contrastive``, ``relation`` or ``angular``.
         softmax: Exclusive classes; else regions.
+        temperature: T.
         legacy: Region mode uses ``l1`` whatever `kind` says, as the original does.
 
     Raises:

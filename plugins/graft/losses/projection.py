@@ -117,6 +117,7 @@ class Projections(nn.Module):
         """Project the student's features of one tap for every teacher.
 
         Args:
+            tap: Its name.
             features: ``(B, C, D, H, W)``.
             sizes: Spatial size of each teacher's features.
             weights: ``(B, N)``; with them, the student's gradient is multiplied by N·w while the

@@ -35,6 +35,8 @@ def focal(
     r"""Binary focal loss :math:`\mathrm{mean}[(1-p_t)^\gamma\,BCE\,(w_+y+1-y)\,w_c]\cdot C/\sum w_c`.
 
     Args:
+        logits: ``(B, C, D, H, W)``.
+        target: The same shape, 0 or 1.
         gamma: Focusing; 0 is weighted binary cross-entropy.
         pos_weight: Weight of foreground voxels for each channel.
         channel_weight: Weight of each channel.
@@ -60,6 +62,10 @@ def soft_dice(
     r"""Weighted mean over channels of :math:`(2I+s)/(P+G+s)`; higher is better.
 
     Args:
+        probabilities: ``(B, C, D, H, W)``.
+        target: The same shape, 0 or 1.
+        channel_weight: Weight of each channel.
+        smooth: s.
         batch_dice: Sum I, P and G over the batch, else one Dice for each sample. The original sums
             whatever its flag says; the preset `legacy` sets it.
     """
@@ -320,6 +326,7 @@ def deep_supervised(loss: Loss, logits: Sequence[Tensor], target: Tensor) -> Ten
     """Weighted sum of a loss over resolutions; targets are resized to each by nearest neighbour.
 
     Args:
+        loss: Of one resolution.
         logits: From high to low resolution, ``(B, C, D', H', W')``.
         target: ``(B, C, D, H, W)`` at full resolution.
     """

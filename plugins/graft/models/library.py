@@ -69,15 +69,15 @@ class _TappedNetwork(nn.Module):
 
 
 def _cropped(values: Tensor, size: Sequence[int], full: Sequence[int]) -> Tensor:
-    """Cut the padding off a map of any resolution: the share of each axis that the image fills, rounded up."""
+    """Cut the padding off a map of any resolution: keep the share that the image fills, rounded up."""
     keep = [-(-have * want // whole) for have, want, whole in zip(values.shape[2:], size, full, strict=True)]
     return values[:, :, : keep[0], : keep[1], : keep[2]]
 
 
 class UNet3D(_TappedNetwork):
-    """A plain 3D U-Net: two 3×3×3 convolutions a stage, max pooling, transposed convolutions (MONAI BasicUNet).
+    """A plain 3D U-Net: two 3×3×3 convolutions a stage, max pooling, transposed convolutions.
 
-    Differences from the original's: convolutions have a bias and the up-sampling pads by replication.
+    MONAI's BasicUNet. Differences from the original's: convolutions have a bias and the up-sampling pads by replication.
 
     Args:
         features: Channels of the five stages; the original's light variant has 32, 64, 128, 256, 512.

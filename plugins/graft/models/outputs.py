@@ -15,7 +15,7 @@ class StudentOutput(NamedTuple):
     """The result of one forward pass.
 
     Attributes:
-        logits: From full resolution downwards, each ``(B, C, D', H', W')``; one entry without deep supervision.
+        logits: From full resolution down, each ``(B, C, D', H', W')``; one without deep supervision.
         features: Taps by name: ``neg1`` ``(B, F1, D, H, W)`` and ``neg2`` ``(B, F2, D', H', W')``.
     """
 

@@ -1,6 +1,6 @@
-"""Gradient alignment: which teacher's loss falls when the student moves as the reward wants.
+r"""Gradient alignment: which teacher's loss falls when the student moves as the reward wants.
 
-For every teacher :math:`d_i = (\\ell_i(θ+εv) - \\ell_i(θ-εv))/2ε`, where v is the unit gradient of the
+For every teacher :math:`d_i = (\ell_i(θ+εv) - \ell_i(θ-εv))/2ε`, where v is the unit gradient of the
 supervised loss on the reward cases, preconditioned like the optimiser. Two forward passes serve all teachers.
 A positive d means that going down the reward loss also goes down the teacher's loss.
 

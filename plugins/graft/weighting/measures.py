@@ -38,6 +38,7 @@ def teacher_quality(
     Args:
         logits: One ``(B, K, D, H, W)`` for each teacher.
         truth: ``(B, C, D, H, W)`` encoded labels.
+        target: What the channels mean.
         families: Convention of each teacher's logits (`teacher_probabilities`); nnU-Net's if None.
     """
     focus = list(target.focus)
@@ -72,7 +73,7 @@ def ensemble(probabilities: Sequence[Tensor], weights: Tensor | None = None) -> 
 
 
 def reward_ce(logits: Tensor, truth: Tensor, target: Target) -> Tensor:
-    """Cross-entropy part of the reward ``(B,)``: BCE × foreground weight × channel weight, mean over elements.
+    """Cross-entropy part of the reward ``(B,)``: BCE × foreground × channel weight, mean over elements.
 
     Weights are (1, 10) and (1, 5) for two prostate regions, (1, 5, 10) and (1, 3, 5) for three; other
     targets have none. Exclusive classes use cross-entropy.

@@ -69,7 +69,7 @@ def meta_weights(losses: Tensor, settings: MetaSettings | None = None) -> Tensor
 def context_weights(
     student: Sequence[Tensor], teacher: Sequence[Tensor], *, temperature: float = 1.0
 ) -> Tensor:
-    """Weights ``(B, N)`` by likeness: softmax of the cosine of pooled projected student and teacher features."""
+    """Weights ``(B, N)`` by likeness: softmax of the cosine of pooled student and teacher features."""
     scores = [
         F.cosine_similarity(s.detach().float().flatten(2).mean(2), t.float().flatten(2).mean(2), dim=1)
         for s, t in zip(student, teacher, strict=True)

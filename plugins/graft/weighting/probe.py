@@ -1,4 +1,4 @@
-"""Probe quality: how well a linear read-out of each teacher's features finds the labels, leaving one case out.
+"""Probe quality: how well a linear read-out of a teacher's features finds the labels, leaving one case out.
 
 Dice of a teacher's logits says nothing about its features. Here a multinomial logistic regression reads the
 labels out of the standardised features of all labelled cases but one, and is scored on that one; quality is

@@ -63,7 +63,9 @@ def legacy_weights(
         learned: h ``(B, N)``, the policy's softmax.
         quality: q ``(B, N)``.
         similarity: c ``(B, N)``, cosine of student and teacher features.
+        gated: With A.
         factors: Three learnable numbers whose softmax weighs h, Q and A (`--dynamic`).
+        temperature: Of Q.
 
     Returns:
         ``(B, N)``; it sums to one up to the 1e-8 of the gating.
@@ -82,8 +84,9 @@ def warmup_alpha(step: float, warmup: float, *, total: float | None = None, lega
 
     Args:
         step: Epoch or step, in the unit of `warmup`.
-        total: Length of the run. With `warmup` ≥ `total` the agent is off: α stays 0. The original keeps
-            ramping there (`legacy`).
+        warmup: Length of the warm-up; 0 = none.
+        total: Length of the run. With `warmup` ≥ `total` the agent is off: α stays 0.
+        legacy: Keep ramping there, as the original does.
     """
     if warmup <= 0:
         return 1.0
@@ -103,6 +106,8 @@ def warmup_blend(
     """Blend from the starting weights to the given: (1 − α)·start + α·w.
 
     Args:
+        weights: ``(B, N)`` or ``(N,)``.
+        alpha: From `warmup_alpha`.
         start: Starting weights, broadcast against `weights`; uniform if None.
         legacy: Start from ones, so that the weights sum to N at first (the original's mistake).
 
