@@ -92,7 +92,7 @@ def _detect(root: Path) -> str:
     raise DataError(
         str(root),
         why="no dataset is recognised here: neither dataset.json, nor cases.json, nor a folder images/",
-        do="see docs for the layouts, or convert with `medrl data convert`",
+        do="name the folder that holds one of them, or convert with `medrl data convert`",
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from medrl.core.errors import DataError
 from medrl.core.types import Volume
 
+from .files import read_limited
 from .header import check_affine
 
 HEADER_LIMIT = 2**20
@@ -43,7 +44,7 @@ class _Layout:
 
 def read_itk(path: Path, max_bytes: int) -> Volume:
     """Read one MetaImage or NRRD file; see `medrl.core.volume.read_volume`."""
-    raw = path.read_bytes()
+    raw = read_limited(path, max_bytes + HEADER_LIMIT)
     if not raw:
         raise DataError(str(path), why="the file is empty", do="copy the file again")
     layout = _nrrd_layout(path, raw) if path.name.lower().endswith(".nrrd") else _meta_layout(path, raw)
@@ -102,6 +103,9 @@ def _meta_layout(path: Path, raw: bytes) -> _Layout:
         name, _, value = raw[start:end].decode("latin-1").partition("=")
         fields[name.strip().lower()] = value.strip()
         start = end + 1
+    axes = _whole(fields.get("ndims", ""))
+    if axes not in {2, 3} or len(fields.get("dimsize", "").split()) != axes:
+        raise DataError(str(path), why="the header names no shape of two or three axes")
     if fields["elementdatafile"].upper() != "LOCAL":
         raise DataError(
             str(path), why="the voxels lie in another file, which is not followed", do="convert it to .mha"

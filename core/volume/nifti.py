@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medrl.core.errors import DataError
 from medrl.core.types import Volume
 
+from .files import read_limited
 from .header import SUPPORTED, affine_of, check_header, check_offset, shape_of
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -30,7 +31,7 @@ AGAIN = "copy the file again, or leave the case out"
 
 def read_nifti(path: Path, max_bytes: int) -> Volume:
     """Read one NIfTI file; see `medrl.core.volume.read_volume`."""
-    raw = path.read_bytes()
+    raw = read_limited(path, max_bytes + MAX_OFFSET)
     content = _content(path, raw, max_bytes)
     del raw
     header = parse_header(path, content)

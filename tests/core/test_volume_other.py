@@ -88,6 +88,27 @@ def test_flipped_bits_in_compressed_voxels_are_found_or_change_nothing(tmp_path,
         assert np.array_equal(volume.data[0], data)
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_random_header_bytes_never_escape_as_another_error(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    itk_image(path)
+    raw = path.read_bytes()
+    rng = np.random.default_rng(4)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(raw)
+        for position in rng.integers(0, 300, 4):
+            damaged[position] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            volume = read_volume(path)
+        except DataError:
+            refused += 1
+            continue
+        assert np.isfinite(volume.affine).all()
+    assert refused > 75
+
+
 def test_a_header_that_points_at_another_file_is_not_followed(tmp_path):
     itk_image(tmp_path / "x.mha", compress=False)
     raw = (tmp_path / "x.mha").read_bytes()

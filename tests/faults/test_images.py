@@ -281,6 +281,14 @@ def test_the_limit_is_the_callers_to_lower(image):
         read_volume(image, max_bytes=1000)
 
 
+def test_a_file_larger_than_the_limit_is_not_even_read(tmp_path):
+    path = tmp_path / "sparse.nii"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a terabyte that takes no space
+    with pytest.raises(DataError, match="a file of 1024.0 GiB"):
+        read_volume(path)
+
+
 def labelled(root: Path, label: np.ndarray, *, affine: np.ndarray | None = None) -> Path:
     """Write an nnU-Net dataset of two good cases and case_b with the given label."""
     for number, name in enumerate(("case_a", "case_b", "case_c")):
