@@ -47,9 +47,12 @@ def info(folder: Path | None, as_json: bool) -> None:
 @cache.command(short_help="Remove entries from the cache.")
 @_folder
 @click.option(
-    "--unused-days", type=click.FloatRange(min=0), default=0.0, metavar="N",
+    "--unused-days",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="N",
     help="Only those that were not used for N days.  [default: all]",
-)  # fmt: skip
+)
 @json_option()
 def clean(folder: Path | None, unused_days: float, as_json: bool) -> None:
     """Remove entries from the cache; runs that use one keep it until they end."""

@@ -67,7 +67,7 @@ def complete_set(ctx: click.Context, _parameter: click.Parameter, incomplete: st
 
             part = key.split(".")[-2] if "." in key else key
             kinds = [kind for kind in KINDS if kind.startswith(part.rstrip("s"))] or list(KINDS)
-            keys = [name for kind in kinds for name in manager.registry(kind).keys()]
+            keys = [name for kind in kinds for name in manager.registry(kind).keys()]  # noqa: SIM118 - no mapping
             return _matching([f"{key}={name}" for name in sorted(set(keys))], f"{key}={value}")
         if method is None:
             return []
@@ -85,7 +85,7 @@ def complete_registry_keys(
     from medrl.core.registry import KINDS
 
     manager = manager_of(ctx)
-    keys = {key for kind in KINDS for key in manager.registry(kind).keys()}
+    keys = {key for kind in KINDS for key in manager.registry(kind).keys()}  # noqa: SIM118 - no mapping
     return _matching(sorted(keys), incomplete)
 
 

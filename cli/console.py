@@ -108,12 +108,13 @@ class Console:
         from rich import box
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for index, name in enumerate(columns):
             table.add_column(name, justify="right" if index in right else "left", overflow="fold")
         for row in cells:
-            table.add_row(*(_escape(cell) for cell in row))
+            table.add_row(*(Text.from_ansi(cell) for cell in row))
         if self.verbosity >= 0 and rank() == 0:
             RichConsole(file=sys.stderr, highlight=False).print(table)
 
@@ -143,12 +144,6 @@ def plain_table(
     return [text(columns), "  ".join("-" * width for width in widths), *(text(row) for row in rows)]
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 _active = Console()
 
 
@@ -159,7 +154,7 @@ def console() -> Console:
 
 def start_console() -> Console:
     """Begin a new call of the command line with the normal settings."""
-    global _active  # noqa: PLW0603 - one process serves one call at a time
+    global _active
     _active = Console()
     return _active
 

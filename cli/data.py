@@ -10,14 +10,14 @@ import click
 
 from medrl.cli.console import console, number, write_json
 from medrl.cli.groups import FriendlyGroup
-from medrl.cli.options import ANY_PATH, FILE, FOLDER, NATURAL, POSITIVE, ListType, json_option
+from medrl.cli.options import ANY_PATH, FILE, FOLDER, NATURAL, POSITIVE, F, ListType, json_option
 from medrl.cli.progress import case_progress
 from medrl.core.errors import EXIT_DATA, EXIT_OK, ConfigError, did_you_mean
 
 LAYOUTS = ("auto", "nnunet", "msd", "folder", "manifest")
 
 
-def layout_options(command: Any) -> Any:
+def layout_options(command: F) -> F:
     """Add ``--layout`` and ``--exclude``."""
     command = click.option("--exclude", multiple=True, metavar="CASE", help="Leave a case out. Repeatable.")(
         command
@@ -116,10 +116,14 @@ def fingerprint(
             right=range(1, len(names) + 1),
         )
     rows = [
-        [case, "×".join(map(str, item["shape"])), "×".join(f"{size:g}" for size in item["spacing_mm"]),
-         ", ".join(f"{name} {ml:g}" for name, ml in item["label_ml"].items()) or "–"]
+        [
+            case,
+            "×".join(map(str, item["shape"])),
+            "×".join(f"{size:g}" for size in item["spacing_mm"]),
+            ", ".join(f"{name} {ml:g}" for name, ml in item["label_ml"].items()) or "–",
+        ]
         for case, item in cases.items()
-    ]  # fmt: skip
+    ]
     screen.say()
     screen.table(["case", "shape", "spacing mm", "labels ml"], rows)
 
@@ -132,15 +136,24 @@ def fingerprint(
     "--seed", type=NATURAL, default=0, show_default=True, metavar="N", help="Seed of the shuffling."
 )
 @click.option(
-    "--group-by", default="patient", show_default=True, metavar="RULE",
+    "--group-by",
+    default="patient",
+    show_default=True,
+    metavar="RULE",
     help="patient, case, or a regular expression whose first group names the patient in a case's name.",
-)  # fmt: skip
+)
 @click.option("--force", is_flag=True, help="Replace a splits_final.json that is there.")
 @json_option()
 def split(
-    folder: Path, layout: str, exclude: tuple[str, ...], folds: int, seed: int, group_by: str, force: bool,
+    folder: Path,
+    layout: str,
+    exclude: tuple[str, ...],
+    folds: int,
+    seed: int,
+    group_by: str,
+    force: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Divide the cases into folds and write splits_final.json into the dataset, as nnU-Net reads it."""
     _exists(folder)
     from medrl.core.dataset import make_splits, open_dataset, write_splits

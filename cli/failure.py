@@ -28,7 +28,7 @@ from medrl.core.errors import (
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived outside a training run; raised in the main thread so that temporary files are removed."""
+    """SIGTERM arrived outside a training run; as an exception it lets temporary files be removed."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

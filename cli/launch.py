@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 from medrl.cli.console import Console
 from medrl.core.errors import EXIT_RUNTIME, RuntimeFault
@@ -21,6 +23,15 @@ def inside_launcher() -> bool:
     )
 
 
+def launcher_token() -> str:
+    """Return a short text that the ranks of one launch share, and no other launch; empty if none."""
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        value = os.environ.get(name, "")
+        if value and value != "none":
+            return hashlib.sha256(value.encode()).hexdigest()[:6]
+    return ""
+
+
 def launch(arguments: Sequence[str], ranks: int, console: Console) -> int:
     """Run ``medrl ARGUMENTS`` in `ranks` processes and return the exit code of the first that failed.
 
@@ -32,12 +43,13 @@ def launch(arguments: Sequence[str], ranks: int, console: Console) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Ranks that were asked to stop get time to save; torch's own limit of 30 s is short for large models.
     os.environ.setdefault("TORCHELASTIC_SHUTDOWN_TIMEOUT", "120")
-    from torch.distributed import run as torchrun
+    from torch.distributed import run as torch_run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if not console.debug:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    torchrun: Any = torch_run  # torch leaves it unannotated
     options = torchrun.parse_args(
         ["--standalone", "--nproc-per-node", str(ranks), "--module", "medrl.cli", *arguments]
     )

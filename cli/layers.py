@@ -54,6 +54,10 @@ def resolve_all(
     """Resolve the config of a method.
 
     Args:
+        manager: Where the method is.
+        method: Its name.
+        preset: Values over the defaults.
+        config_file: Values over those.
         layers: Named flags, the weakest first.
         assignments: ``KEY=VALUE`` of ``--set``.
 
@@ -101,17 +105,21 @@ def _lines(
     depth: int,
     found: list[tuple[str, str]],
 ) -> None:
-    from medrl.core.config import dump_yaml
-
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             found.append((f"{'  ' * depth}{key}:", ""))
             _lines(value, origins, f"{dotted}.", depth + 1, found)
             continue
-        if isinstance(value, (list, dict)):
-            written = [f"{key}: {json.dumps(value, ensure_ascii=False)}"]  # JSON is YAML on one line
-        else:
-            written = dump_yaml({key: value}).rstrip().splitlines()
-        found.append((f"{'  ' * depth}{written[0]}", origins.get(dotted, "")))
-        found.extend((f"{'  ' * depth}{line}", "") for line in written[1:])
+        first, *rest = yaml_lines(key, value)
+        found.append((f"{'  ' * depth}{first}", origins.get(dotted, "")))
+        found.extend((f"{'  ' * depth}{line}", "") for line in rest)
+
+
+def yaml_lines(key: str, value: Any) -> list[str]:
+    """Return one key and its value as lines of YAML; lists stay on one line."""
+    from medrl.core.config import dump_yaml
+
+    if isinstance(value, (list, dict)):
+        return [f"{key}: {json.dumps(value, ensure_ascii=False)}"]  # JSON is YAML on one line
+    return dump_yaml({key: value}).rstrip().splitlines()

@@ -71,8 +71,8 @@ def root(
     verbose: int,
     plain: bool,
     debug: bool,
-    plugins_file: Path | None,  # noqa: ARG001 - read by session.manager_of
-    no_third_party: bool,  # noqa: ARG001 - read by session.manager_of
+    plugins_file: Path | None,
+    no_third_party: bool,
 ) -> None:
     """Reinforcement-learning methods for medical image segmentation, as one tool."""
     screen = console()

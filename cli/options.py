@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from medrl.cli.completing import complete_presets, complete_runs, complete_set
 from medrl.core.jobs import ConfigOption
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 SINKS = ("jsonl", "tensorboard")
 
 
-class FoldType(click.ParamType):
+class FoldType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
     """A fold number from 0, or ``all``."""
 
     name = "K|all"
@@ -29,7 +32,7 @@ class FoldType(click.ParamType):
         return int(value)
 
 
-class DeviceType(click.ParamType):
+class DeviceType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
     """``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``."""
 
     name = "auto|cpu|cuda[:i]|mps"
@@ -41,7 +44,7 @@ class DeviceType(click.ParamType):
         return str(value)
 
 
-class ListType(click.ParamType):
+class ListType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
     """Words separated by commas.
 
     Args:
@@ -74,7 +77,7 @@ class ListType(click.ParamType):
         return tuple(int(word) for word in words) if self.number else tuple(words)
 
 
-class PartType(click.ParamType):
+class PartType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
     """``I/N``: the I-th of N parts, from 1."""
 
     name = "I/N"
@@ -102,64 +105,106 @@ def train_options() -> list[click.Parameter]:
     """Return the options that every method's training has, in the order of the help."""
     option = click.Option
     return [
-        option(["-c", "--config"], type=FILE, metavar="FILE", help="Config file; medrl init METHOD writes one."),
-        ConfigOption(["--data"], config_key="data.root", type=ANY_PATH, metavar="DIR", help="Dataset folder."),
-        option(["-o", "--output"], type=FOLDER, metavar="RUN", help="Run folder.  [default: a new one in runs/]"),
         option(
-            ["--set", "assignments"], multiple=True, metavar="KEY=VALUE", shell_complete=complete_set,
+            ["-c", "--config"], type=FILE, metavar="FILE", help="Config file; medrl init METHOD writes one."
+        ),
+        ConfigOption(
+            ["--data"], config_key="data.root", type=ANY_PATH, metavar="DIR", help="Dataset folder."
+        ),
+        option(
+            ["-o", "--output"], type=FOLDER, metavar="RUN", help="Run folder.  [default: a new one in runs/]"
+        ),
+        option(
+            ["--set", "assignments"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=complete_set,
             help="Set one config value, such as train.lr=1e-3. Wins over all others. Repeatable.",
         ),
         option(
-            ["--preset"], metavar="NAME", shell_complete=complete_presets,
+            ["--preset"],
+            metavar="NAME",
+            shell_complete=complete_presets,
             help="Values that belong together: smoke, small, paper, legacy.",
         ),
         option(["--fold"], type=FoldType(), help="Validation fold from 0, or all, one run after the other."),
         ConfigOption(
-            ["--exclude"], config_key="data.exclude", multiple=True, metavar="CASE",
+            ["--exclude"],
+            config_key="data.exclude",
+            multiple=True,
+            metavar="CASE",
             help="Leave a case out. Repeatable.",
         ),
         option(["--seed"], type=NATURAL, metavar="N", help="Seed of initialisation, sampling, augmentation."),
         option(["--seeds"], type=POSITIVE, metavar="N", help="N runs with seeds that follow each other."),
         ConfigOption(
-            ["--deterministic"], config_key="train.deterministic", is_flag=True, flag_value=True, default=None,
+            ["--deterministic"],
+            config_key="train.deterministic",
+            is_flag=True,
+            flag_value=True,
+            default=None,
             help="Only deterministic algorithms.",
         ),
         ConfigOption(["--device"], config_key="train.device", type=DeviceType(), help="Where to compute."),
-        option(["--devices"], type=POSITIVE, metavar="N", help="N processes, one a device, through torchrun."),
+        option(
+            ["--devices"], type=POSITIVE, metavar="N", help="N processes, one a device, through torchrun."
+        ),
         ConfigOption(
-            ["--threads"], config_key="train.threads", type=NATURAL, metavar="N",
+            ["--threads"],
+            config_key="train.threads",
+            type=NATURAL,
+            metavar="N",
             help="CPU threads of torch; 0 leaves torch's choice.",
         ),
         ConfigOption(
-            ["--precision"], config_key="train.precision", type=click.Choice(PRECISIONS),
+            ["--precision"],
+            config_key="train.precision",
+            type=click.Choice(PRECISIONS),
             help="Numbers of the forward pass.",
         ),
         ConfigOption(
-            ["--workers"], config_key="train.workers", type=NATURAL, metavar="N", help="Processes that load data."
+            ["--workers"],
+            config_key="train.workers",
+            type=NATURAL,
+            metavar="N",
+            help="Processes that load data.",
         ),
         ConfigOption(
             ["--max-steps"], config_key="train.max_steps", type=POSITIVE, metavar="N", help="Optimiser steps."
         ),
         option(
-            ["--resume"], type=click.Choice(["auto", "never", "must"]), default="auto", show_default=True,
+            ["--resume"],
+            type=click.Choice(["auto", "never", "must"]),
+            default="auto",
+            show_default=True,
             help="For a run folder that exists: continue it, refuse it, or demand a checkpoint.",
         ),
         option(
-            ["--init-from"], type=ANY_PATH, metavar="CKPT", shell_complete=complete_runs,
+            ["--init-from"],
+            type=ANY_PATH,
+            metavar="CKPT",
+            shell_complete=complete_runs,
             help="Start from the weights of a run or checkpoint.",
         ),
         option(
-            ["--trust-checkpoint"], is_flag=True,
+            ["--trust-checkpoint"],
+            is_flag=True,
             help="Read tensors of an --init-from file of other software; its code is never run.",
         ),
         ConfigOption(
-            ["--log"], config_key="train.log", type=ListType(*SINKS, metavar="jsonl,tensorboard"),
+            ["--log"],
+            config_key="train.log",
+            type=ListType(*SINKS, metavar="jsonl,tensorboard"),
             help="Where metrics go; jsonl is always written.",
         ),
         option(["--print-config"], is_flag=True, help="Print every value with its origin, and stop."),
-        option(["--dry-run"], is_flag=True, help="Check config, data and split, say what would be done, and stop."),
+        option(
+            ["--dry-run"],
+            is_flag=True,
+            help="Check config, data and split, say what would be done, and stop.",
+        ),
         option(["--fast-dev-run"], is_flag=True, help="Two steps and one validation, to see that it works."),
-    ]  # fmt: skip
+    ]
 
 
 def compute_options() -> list[click.Parameter]:
@@ -168,16 +213,23 @@ def compute_options() -> list[click.Parameter]:
     return [
         option(["--device"], type=DeviceType(), default="auto", show_default=True, help="Where to compute."),
         option(
-            ["--threads"], type=NATURAL, default=0, show_default=True, metavar="N",
+            ["--threads"],
+            type=NATURAL,
+            default=0,
+            show_default=True,
+            metavar="N",
             help="CPU threads; 0 leaves torch's choice.",
         ),
         option(
-            ["--precision"], type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+            ["--precision"],
+            type=click.Choice(PRECISIONS),
+            default="fp32",
+            show_default=True,
             help="Numbers of the forward pass.",
         ),
-    ]  # fmt: skip
+    ]
 
 
-def json_option() -> Any:
+def json_option() -> Callable[[F], F]:
     """Return the decorator of ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -41,8 +41,6 @@ def list_plugins(ctx: click.Context, as_json: bool) -> None:
         [e.name, screen.style(e.status, fg=COLOURS.get(e.status)), e.owner, e.origin, e.reason]
         for e in entries
     ]
-    if screen.fancy:
-        rows = [[e.name, e.status, e.owner, e.origin, e.reason] for e in entries]
     screen.table(["plugin", "status", "package", "origin", "reason"], rows)
     if manager.policy.path is not None:
         screen.say(f"policy: {manager.policy.path}")
@@ -91,10 +89,16 @@ def info(ctx: click.Context, name: str, as_json: bool) -> int:
 def facts(entry: Any) -> dict[str, Any]:
     """Return one plugin entry as plain values."""
     return {
-        "name": entry.name, "status": entry.status, "reason": entry.reason, "distribution": entry.distribution,
-        "version": entry.version, "origin": entry.origin, "module": entry.module, "file": entry.file,
+        "name": entry.name,
+        "status": entry.status,
+        "reason": entry.reason,
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "origin": entry.origin,
+        "module": entry.module,
+        "file": entry.file,
         "load_s": round(entry.load_s, 4),
-    }  # fmt: skip
+    }
 
 
 def _text(value: Any) -> str:

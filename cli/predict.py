@@ -130,12 +130,21 @@ def _options() -> list[click.Parameter]:
     option = click.Option
     return [
         option(
-            ["-i", "--input"], type=ANY_PATH, required=True, metavar="PATH",
+            ["-i", "--input"],
+            type=ANY_PATH,
+            required=True,
+            metavar="PATH",
             help="An image, a folder of images or DICOM series, or a dataset.",
         ),
-        option(["-o", "--output"], type=FOLDER, required=True, metavar="DIR", help="Where the segmentations go."),
         option(
-            ["--model"], type=ANY_PATH, required=True, multiple=True, metavar="RUN|CKPT",
+            ["-o", "--output"], type=FOLDER, required=True, metavar="DIR", help="Where the segmentations go."
+        ),
+        option(
+            ["--model"],
+            type=ANY_PATH,
+            required=True,
+            multiple=True,
+            metavar="RUN|CKPT",
             shell_complete=complete_runs,
             help="Run folder, checkpoint, or folder of runs, one a fold. Repeat it to average several.",
         ),
@@ -144,8 +153,12 @@ def _options() -> list[click.Parameter]:
         ),
         option(["--tta/--no-tta"], default=False, show_default=True, help="Average over mirrored views."),
         option(
-            ["--overlap"], type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True,
-            metavar="F", help="Overlap of neighbouring windows.",
+            ["--overlap"],
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.5,
+            show_default=True,
+            metavar="F",
+            help="Overlap of neighbouring windows.",
         ),
         *compute_options(),
         option(["--save-probabilities"], is_flag=True, help="Also write the probabilities (.npz)."),
@@ -154,10 +167,16 @@ def _options() -> list[click.Parameter]:
         option(["--statistics"], is_flag=True, help="Also write the volume of each label in ml."),
         option(["--continue", "continue_"], is_flag=True, help="Leave finished cases as they are."),
         option(
-            ["--part"], type=PartType(), default="1/1", metavar="I/N", help="Do the I-th of N parts of the cases."
+            ["--part"],
+            type=PartType(),
+            default="1/1",
+            metavar="I/N",
+            help="Do the I-th of N parts of the cases.",
         ),
-        option(["--report"], type=FILE, metavar="FILE", help="Where report.json goes.  [default: in the output]"),
-    ]  # fmt: skip
+        option(
+            ["--report"], type=FILE, metavar="FILE", help="Where report.json goes.  [default: in the output]"
+        ),
+    ]
 
 
 predict = Predict(
@@ -165,8 +184,9 @@ predict = Predict(
     kind="predict",
     params=_options(),
     help=(
-        "Segment images with a trained model.\n\nMETHOD may be left out: the checkpoint knows it. A case that fails is "
-        "reported and the others are done; the exit code is 3 then. Results have the grid of their input."
+        "Segment images with a trained model.\n\nMETHOD may be left out: the checkpoint knows it. A case "
+        "that fails is reported and the others are done; the exit code is 3 then. Results have the grid of their "
+        "input."
     ),
     short_help="Segment images with a trained model.",
 )

@@ -43,7 +43,7 @@ def resume(
         raise CheckpointError(
             f"run {run}",
             why="it has no checkpoint yet",
-            do=_again(run, facts.manifest) or f"medrl train {method}",
+            do=shlex.join(_started_by(run)) or f"medrl train {method}",
         )
     steps = config.get("train", {}).get("max_steps")
     if extend_to is not None and isinstance(steps, int) and extend_to < steps:
@@ -65,7 +65,7 @@ def resume(
 
 
 def _call(ctx: click.Context, method: str, run: Path, extend_to: int | None, device: str | None) -> Call:
-    """Rebuild the call that started the run: its config file, and the method's own options from its command."""
+    """Rebuild the call that started the run, from its config file and its command."""
     from medrl.core.config import Layer, nest
 
     manager = manager_of(ctx)
@@ -79,14 +79,29 @@ def _call(ctx: click.Context, method: str, run: Path, extend_to: int | None, dev
         layers.append(Layer("--device", nest({"train.device": device})))
     resolved = resolve_all(manager, method, config_file=run / "config.yaml", layers=layers)
     shared: dict[str, Any] = {
-        "resolved": resolved, "resume": "must", "init_from": None, "trust_checkpoint": False,
-        "fast_dev_run": False, "devices": 1, "output": run,
-    }  # fmt: skip
+        "resolved": resolved,
+        "resume": "must",
+        "init_from": None,
+        "trust_checkpoint": False,
+        "fast_dev_run": False,
+        "devices": 1,
+        "output": run,
+    }
+    words = _started_by(run)
+    shared["command"] = tuple(words)
     call = Call(method=method, manager=manager, command=command, shared=shared)
-    return replace(call, own=_own_values(ctx, call, run))
+    return replace(call, own=_own_values(ctx, call, run, words))
 
 
-def _own_values(ctx: click.Context, call: Call, run: Path) -> dict[str, Any]:
+def _started_by(run: Path) -> list[str]:
+    """Return the words of the command that started the run; none if they cannot be read."""
+    try:
+        return shlex.split((run / "command.txt").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+
+
+def _own_values(ctx: click.Context, call: Call, run: Path, words: list[str]) -> dict[str, Any]:
     """Read the values of the method's own options from the command line that started the run."""
     from medrl.core.jobs import ConfigOption
 
@@ -94,11 +109,10 @@ def _own_values(ctx: click.Context, call: Call, run: Path) -> dict[str, Any]:
     if not own:
         return {}
     try:
-        words = shlex.split((run / "command.txt").read_text(encoding="utf-8"))
         arguments = words[words.index("train") + 1 :]
         with train.make_context("train", arguments, parent=ctx.find_root()) as old:
             return {item.name: old.params[item.name] for item in own if item.name is not None}
-    except (OSError, ValueError, KeyError, click.UsageError, MedrlError) as error:
+    except (ValueError, KeyError, click.UsageError, MedrlError) as error:
         with click.Context(call.command, info_name=call.command.name) as fresh:
             values = {item.name: item.get_default(fresh, call=True) for item in own if item.name is not None}
         console().line(
@@ -111,10 +125,3 @@ def _own_values(ctx: click.Context, call: Call, run: Path) -> dict[str, Any]:
 def _ranks(manifest: Any) -> int:
     value = manifest.get("world_size", 1)
     return value if isinstance(value, int) and value > 0 else 1
-
-
-def _again(run: Path, _manifest: Any) -> str:
-    try:
-        return (run / "command.txt").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""Reading run folders for people: status, steps, best value, and which runs there are. Imports nothing heavy."""
+"""Reading run folders for people: status, steps, best value, and which there are; nothing heavy."""
 
 from __future__ import annotations
 
@@ -150,8 +150,10 @@ def method_of_model(path: Path) -> str:
 
 def _better(best: tuple[str, float, int] | None, record: Mapping[str, Any]) -> tuple[str, float, int] | None:
     """Keep the highest validation Dice of the records."""
-    for key in ("val/dice", "val_dice", "val/mean_dice"):
-        value, step = record.get(key), record.get("step")
+    for key, value in record.items():
+        step = record.get("step")
+        if not (key.startswith("val") and "dice" in key):
+            continue
         if isinstance(value, (int, float)) and isinstance(step, int) and (best is None or value > best[1]):
             best = (key, float(value), step)
     return best

@@ -119,10 +119,14 @@ def report(run: tuple[Path, ...]) -> None:
 
 def _plain(facts: RunFacts) -> dict[str, Any]:
     return {
-        "run": facts.dir, "method": facts.method, "status": facts.status, "step": facts.step,
+        "run": facts.dir,
+        "method": facts.method,
+        "status": facts.status,
+        "step": facts.step,
         "best": None if facts.best is None else dict(zip(("name", "value", "step"), facts.best, strict=True)),
-        "seconds": facts.seconds, "metrics": facts.metrics,
-    }  # fmt: skip
+        "seconds": facts.seconds,
+        "metrics": facts.metrics,
+    }
 
 
 def _change(a: object, b: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -10,9 +11,8 @@ from typing import Any
 
 import click
 
-from medrl.cli.completing import complete_runs as complete_runs  # offered to the shell for RUN arguments
 from medrl.cli.console import console, rank
-from medrl.cli.launch import inside_launcher, launch
+from medrl.cli.launch import inside_launcher, launch, launcher_token
 from medrl.cli.layers import FAST_DEV_RUN, config_with_origins, flag_layers, resolve_all
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import train_options
@@ -53,7 +53,7 @@ class Train(MethodCommand):
         """Resolve the config, plan the runs and do them."""
         shared = call.shared
         existing(shared["init_from"], option="--init-from")
-        scratch = Path(tempfile.mkdtemp(prefix="medrl-fast-")) if shared["fast_dev_run"] else None
+        scratch = scratch_folder() if shared["fast_dev_run"] else None
         try:
             plan = plan_runs(call, scratch)
             if shared["print_config"]:
@@ -68,7 +68,7 @@ class Train(MethodCommand):
                 return EXIT_OK
             return train_all(call, plan)
         finally:
-            if scratch is not None:
+            if scratch is not None and rank() == 0:
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -133,6 +133,15 @@ def resolve_call(call: Call, *, fold: int | None = None, seed: int | None = None
     )
 
 
+def scratch_folder() -> Path:
+    """Return a new folder for a trial run; the ranks of one launcher share it."""
+    if not inside_launcher():
+        return Path(tempfile.mkdtemp(prefix="medrl-fast-"))
+    folder = Path(tempfile.gettempdir()) / f"medrl-fast-{os.getuid()}-{launcher_token() or 'ranks'}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def run_folder(call: Call, resolved: Any, name: str, scratch: Path | None) -> Path:
     """Return where a run goes; a folder that medrl chooses is always a new one.
 
@@ -149,7 +158,10 @@ def run_folder(call: Call, resolved: Any, name: str, scratch: Path | None) -> Pa
     from medrl.core.runlog import new_run_name
 
     base = Path("runs") / new_run_name(call.method, resolved.config.data.fold, resolved.hash)
-    return base if inside_launcher() else unused(base)
+    if inside_launcher():
+        # Every rank must come to the same name without asking the others.
+        return base.with_name(f"{base.name}-{launcher_token()}") if launcher_token() else base
+    return unused(base)
 
 
 def unused(path: Path) -> Path:
@@ -177,7 +189,7 @@ def check_keys(manager: Any, resolved: Any) -> None:
         if not isinstance(block, ModelConfig):
             continue
         kinds = [kind for kind in KINDS if kind.startswith(name.rstrip("s"))] or list(KINDS)
-        keys = sorted({key for kind in kinds for key in manager.registry(kind).keys()})
+        keys = sorted({key for kind in kinds for key in manager.registry(kind).keys()})  # noqa: SIM118 - no mapping
         if block.name not in keys:
             problems.append(f"{name}.name: no '{block.name}', {did_you_mean(block.name, keys)}")
     if problems:
@@ -222,6 +234,8 @@ def train_one(call: Call, planned: Planned) -> int:
     devices = shared["devices"] or 1
     if devices > 1 and not inside_launcher():
         arguments = [*screen.arguments, *planned.flags, "-o", str(planned.run_dir)]
+        if shared.get("synthetic"):
+            arguments += ["--data", shared["synthetic"]]
         return launch(arguments, devices, screen)
     from medrl.core.jobs import TrainJob
 
@@ -236,11 +250,15 @@ def train_one(call: Call, planned: Planned) -> int:
             resume=shared["resume"],
             init_from=shared["init_from"],
             trust_checkpoint=shared["trust_checkpoint"],
-            command=("medrl", *screen.arguments),
+            command=call.shared.get("command") or ("medrl", *screen.arguments),
             fast_dev_run=shared["fast_dev_run"],
-            extra={**call.extra, "progress": [show]},
+            extra={**call.extra, "progress": show},
         )
-        call.start(job)
+        try:
+            call.start(job)
+        except Interrupted as error:
+            error.do = f"medrl resume {planned.run_dir}"
+            raise
     return EXIT_OK
 
 
@@ -276,10 +294,14 @@ def summary(codes: list[tuple[Planned, int]]) -> None:
         config = planned.resolved.config
         rows.append(
             [
-                str(config.data.fold), str(config.train.seed), facts.status or f"failed ({code})",
-                str(facts.step), facts.best_text(), str(planned.run_dir),
+                str(config.data.fold),
+                str(config.train.seed),
+                facts.status or f"failed ({code})",
+                str(facts.step),
+                facts.best_text(),
+                str(planned.run_dir),
             ]
-        )  # fmt: skip
+        )
     console().table(["fold", "seed", "status", "step", "best", "run"], rows, right=(0, 1, 3))
 
 
@@ -288,9 +310,9 @@ train = Train(
     kind="train",
     params=train_options(),
     help=(
-        "Train a method.\n\nThe config is layered: the method's defaults, then --preset, the file of --config, "
-        "the named options, and --set. --print-config shows where each value comes from. METHOD may be left "
-        "out where the config file names it."
+        "Train a method.\n\nThe config is layered: the method's defaults, then --preset, the file of "
+        "--config, the named options, and --set. --print-config shows where each value comes from. METHOD "
+        "may be left out where the config file names it."
     ),
     short_help="Train a method.",
 )
