@@ -7,7 +7,7 @@ treated a ``(32, 32, 1, 1, 1)`` kernel as 1×1 matrices.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class Projection(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """The channel map as a matrix ``(teacher, student)``, without the scale."""
-        weight: Any = self.map.weight
+        weight = cast("Tensor", self.map.weight)
         return weight.flatten(1) if weight.dim() > 2 else weight
 
     def forward(self, features: Tensor, size: Sequence[int]) -> Tensor:
@@ -62,7 +62,8 @@ class Projection(nn.Module):
 
 def resized(features: Tensor, size: Sequence[int]) -> Tensor:
     """Resize ``(B, C, D, H, W)``: average pooling if every axis shrinks or stays, else trilinear."""
-    have, want = tuple(features.shape[2:]), tuple(int(value) for value in size)
+    have = tuple(features.shape[2:])
+    want = (int(size[0]), int(size[1]), int(size[2]))
     if have == want:
         return features
     if all(a >= b for a, b in zip(have, want, strict=True)):

@@ -77,7 +77,8 @@ def _cropped(values: Tensor, size: Sequence[int], full: Sequence[int]) -> Tensor
 class UNet3D(_TappedNetwork):
     """A plain 3D U-Net: two 3×3×3 convolutions a stage, max pooling, transposed convolutions.
 
-    MONAI's BasicUNet. Differences from the original's: convolutions have a bias and the up-sampling pads by replication.
+    MONAI's BasicUNet. Differences from the original's: convolutions have a bias, and the up-sampling pads by
+    replication.
 
     Args:
         features: Channels of the five stages; the original's light variant has 32, 64, 128, 256, 512.

@@ -82,7 +82,8 @@ class Encoder(nn.Module):
         skips: list[Tensor] = []
         raws: list[Tensor] = []
         for stage in self.stages:
-            x, raws = stage[0](x)
+            (block,) = stage.children()
+            x, raws = block(x)
             skips.append(x)
         return skips, raws[-1]
 

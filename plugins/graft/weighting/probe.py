@@ -70,7 +70,8 @@ def probe_quality(read: Read, labels: Sequence[Tensor], settings: ProbeSettings 
     scores: list[float] = []
     for held, item in enumerate(labels):
         rest = [sample for k, sample in enumerate(samples) if k != held]
-        weight, bias = _fit(*(torch.cat(parts) for parts in zip(*rest, strict=True)), len(values), settings)
+        taken, classes, weights = (torch.cat(parts) for parts in zip(*rest, strict=True))
+        weight, bias = _fit(taken, classes, weights, len(values), settings)
         found = torch.einsum("kc,cdhw->kdhw", weight, _standard(read(held))) + bias.view(-1, 1, 1, 1)
         truth = _resized(item, tuple(found.shape[1:]))
         dice = _dice(values.to(found.device)[found.argmax(dim=0)], truth, values)

@@ -143,4 +143,5 @@ def project_simplex(values: Tensor) -> Tensor:
 
 def entropy(weights: Tensor) -> Tensor:
     """Entropy in nats over the last axis; log N when equal, 0 on one teacher."""
-    return torch.special.entr(weights).sum(dim=-1)
+    terms: Tensor = torch.special.entr(weights)
+    return terms.sum(dim=-1)
