@@ -36,7 +36,7 @@ class DataConfig(Block):
 
     root: Path | None = None
     """Dataset folder; relative paths are taken from the config file."""
-    layout: Literal["auto", "nnunet", "msd", "folder"] = "auto"
+    layout: Literal["auto", "nnunet", "msd", "folder", "manifest"] = "auto"
     """Folder layout; `auto` recognises it."""
     fold: int = Field(default=0, ge=0)
     """Validation fold."""
@@ -44,8 +44,9 @@ class DataConfig(Block):
     """Number of folds made when the dataset brings no splits_final.json."""
     split_seed: int = 0
     """Seed of the folds; independent of the training seed."""
-    group_by: Literal["patient", "case"] = "patient"
-    """Cases of one patient never fall on both sides of a split."""
+    group_by: str = "patient"
+    """`patient`: cases of one patient never fall on both sides of a split; `case`; or a regular expression
+    whose first group names the patient in a case identifier."""
     exclude: tuple[str, ...] = ()
     """Case identifiers to leave out."""
 
