@@ -1,7 +1,7 @@
 """Random number streams: seeding, derived seeds, capture and restore.
 
-One root seed gives every stream of a run. Streams are separated by hashing names, never by adding small numbers
-to a seed, so that rank 1 of seed 1 and rank 0 of seed 2 share nothing.
+One root seed gives every stream of a run. Streams are separated by hashing names, never by adding small
+numbers to a seed, so that rank 1 of seed 1 and rank 0 of seed 2 share nothing.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def derive_seed(seed: int, *names: object) -> int:
 def seed_global(seed: int) -> None:
     """Seed the global streams of `random`, numpy and torch (every device)."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries such as MONAI draw from numpy's global stream
+    np.random.seed(seed % 2**32)  # libraries such as MONAI draw from numpy's global stream
     torch.manual_seed(seed)
 
 
 def seed_run(seed: int, rank: int = 0) -> None:
-    """Seed the global streams of one rank; ranks get independent streams and rank 0 that of a single process."""
+    """Seed the global streams of one rank; every rank has its own, and rank 0 that of a single process."""
     seed_global(derive_seed(seed, "rank", rank))
 
 
@@ -62,7 +62,7 @@ def capture(*, devices: bool = True) -> dict[str, Any]:
         devices: Also the streams of the CUDA devices, if CUDA is in use.
     """
     version, words, gauss = random.getstate()
-    legacy = np.random.get_state(legacy=False)  # noqa: NPY002
+    legacy = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": {
@@ -73,7 +73,7 @@ def capture(*, devices: bool = True) -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if devices and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if devices and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -83,7 +83,7 @@ def restore(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     numpy_state = state["numpy"]
-    np.random.set_state(  # noqa: NPY002
+    np.random.set_state(
         {
             "bit_generator": "MT19937",
             "state": {"key": numpy_state["key"].numpy().astype(np.uint32), "pos": numpy_state["pos"]},
@@ -104,21 +104,21 @@ def isolated(seed: int) -> Iterator[None]:
     Only CPU streams are touched; the block must not draw on a device.
     """
     before_python = random.getstate()
-    before_numpy = np.random.get_state()  # noqa: NPY002
+    before_numpy = np.random.get_state()
     before_torch = torch.get_rng_state()
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(before_python)
-        np.random.set_state(before_numpy)  # noqa: NPY002
+        np.random.set_state(before_numpy)
         torch.set_rng_state(before_torch)
 
 
 def use_deterministic_algorithms() -> None:
-    """Make torch raise where an operation has no deterministic form, and fix the choices of cuDNN and NCCL."""
+    """Make torch raise where an operation has no deterministic form; fix the choices of cuDNN and NCCL."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("NCCL_ALGO", "Ring")
     torch.use_deterministic_algorithms(True)

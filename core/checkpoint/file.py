@@ -5,13 +5,13 @@ Layout::
     zip archive as torch.save writes it | meta as UTF-8 JSON | footer of 64 bytes
     footer = b"medrl-ck" | zip length (8 bytes, little-endian) | meta length (8) | reserved (8) | SHA-256 (32)
 
-The digest covers everything before it: archive, meta and the first half of the footer. It stands at the end, so
-saving is one pass, and torch, which looks for its archive from the front and the back, can still open the file.
-Meta is JSON beside the archive, so it is read without unpickling. Loading reads the bytes once, compares the digest,
-and unpickles those same bytes with ``weights_only=True``.
+The digest covers everything before it: archive, meta and the first half of the footer. It stands at the end,
+so saving is one pass, and torch, which looks for its archive from the front and the back, can still open the
+file. Meta is JSON beside the archive, so it is read without unpickling. Loading reads the bytes once,
+compares the digest, and unpickles those same bytes with ``weights_only=True``.
 
-A file appears under its name only when it is complete: temporary file in the same folder, fsync, rename, fsync of the
-folder.
+A file appears under its name only when it is complete: temporary file in the same folder, fsync, rename,
+fsync of the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -51,10 +51,11 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        meta: Plain facts: ``schema, medrl, torch, method, distribution, plugin_version, api, config, config_hash,
-            label_names, channel_names, spacing, step, metric, kind, world_size, created``.
+        meta: Plain facts: ``schema, medrl, torch, method, distribution, plugin_version, api, config,
+            config_hash, label_names, channel_names, spacing, step, metric, kind, world_size, created``.
         states: State of each registered object by its name.
-        ranks: For each rank: random number streams, loader positions, and the objects that differ between ranks.
+        ranks: For each rank: random number streams, loader positions, and the objects that differ between
+            ranks.
         runtime: Counters of the runtime.
         digest: SHA-256 as hexadecimal text.
     """
@@ -90,7 +91,9 @@ def write_checkpoint(
         RuntimeFault: The disk is full or not writable; the temporary file is gone and the old file untouched.
         CheckpointError: A state holds something other than tensors and plain types.
     """
-    payload = pack({"states": dict(states), "ranks": ranks or [], "runtime": dict(runtime or {})}, "checkpoint")
+    payload = pack(
+        {"states": dict(states), "ranks": ranks or [], "runtime": dict(runtime or {})}, "checkpoint"
+    )
     text = _meta_bytes({"schema": SCHEMA, **meta})
     needed = size_of(payload) + len(text) + _FOOTER
     check_space(path, needed)
@@ -98,7 +101,7 @@ def write_checkpoint(
     try:
         with temporary.open("wb") as file:
             sink = _HashingFile(file)
-            torch.save(payload, sink)
+            torch.save(payload, cast(BinaryIO, sink))
             length = sink.size
             sink.write(text)
             sink.write(_HEAD.pack(_MAGIC, length, len(text)))
@@ -128,7 +131,9 @@ def check_space(path: Path, needed: int) -> None:
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise RuntimeFault(
-            f"checkpoint {path} cannot be written", why=error.strerror or str(error), do="make the run folder writable"
+            f"checkpoint {path} cannot be written",
+            why=error.strerror or str(error),
+            do="make the run folder writable",
         ) from error
     if free < needed + _MARGIN:
         raise RuntimeFault(
@@ -162,19 +167,24 @@ def peek_meta(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             _, meta, _, _ = _read_tail(path, file)
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read", why=error.strerror or str(error)) from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read", why=error.strerror or str(error)
+        ) from error
     return _parse_meta(path, meta)
 
 
 def load_checkpoint(path: Path, *, method: str | None = None) -> Checkpoint:
-    """Load a checkpoint onto the CPU: digest first, then schema, method and plugin, then tensors with weights_only.
+    """Load a checkpoint onto the CPU.
+
+    The digest comes first, then schema, method and plugin, then the tensors with ``weights_only=True``.
 
     Args:
         path: The file; see `find_checkpoint` for run folders.
         method: The method that the caller is; another method's checkpoint is refused.
 
     Raises:
-        CheckpointError: Missing, damaged, foreign, of another schema or method, or its plugin is not installed.
+        CheckpointError: Missing, damaged, foreign, of another schema or method, or its plugin is not
+            installed.
     """
     try:
         payload, meta, digest = _read_verified(path)
@@ -186,9 +196,11 @@ def load_checkpoint(path: Path, *, method: str | None = None) -> Checkpoint:
     check_meta(path, meta, method=method)
     try:
         content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds of errors for unusable archives
+    except Exception as error:  # torch raises many kinds of errors for unusable archives
         raise CheckpointError(
-            f"checkpoint {path} cannot be loaded", why=_first_line(error), do="medrl model info FILE shows its origin"
+            f"checkpoint {path} cannot be loaded",
+            why=_first_line(error),
+            do="medrl model info FILE shows its origin",
         ) from error
     del payload
     if not isinstance(content, dict) or not isinstance(content.get("states"), dict):
@@ -268,11 +280,11 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
     )
 
 
-# -- private ----------------------------------------------------------------------------------------------------
+# -- private ---------------------------------------------------------------------------------------
 
 
 class _HashingFile(io.RawIOBase):
-    """Passes bytes on and hashes them; keeps the first failure instead of raising inside torch's archive writer."""
+    """Passes bytes on and hashes them; keeps the first failure, which torch's archive writer must not see."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -300,7 +312,9 @@ def _meta_bytes(meta: Mapping[str, Any]) -> bytes:
         return json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            "the facts of a checkpoint cannot be stored", why=str(error), do="use text, numbers, lists and dicts"
+            "the facts of a checkpoint cannot be stored",
+            why=str(error),
+            do="use text, numbers, lists and dicts",
         ) from error
 
 
@@ -316,7 +330,10 @@ def _read_tail(path: Path, file: BinaryIO) -> tuple[int, bytes, bytes, bytes]:
     if magic != _MAGIC:
         file.seek(0)
         if file.read(4) == b"PK\x03\x04":
-            raise _damaged(path, "it does not end with the footer of a medrl checkpoint: cut short, or of another program")
+            raise _damaged(
+                path,
+                "it does not end with the footer of a medrl checkpoint: cut short, or of another program",
+            )
         raise CheckpointError(
             f"{path} is no checkpoint of medrl",
             why="its footer is missing",
@@ -329,7 +346,7 @@ def _read_tail(path: Path, file: BinaryIO) -> tuple[int, bytes, bytes, bytes]:
 
 
 def _read_verified(path: Path, *, keep: bool = True) -> tuple[bytes, dict[str, Any], str]:
-    """Read the file once; return archive bytes (empty unless `keep`), meta and digest after comparing the digest."""
+    """Read the file once, compare the digest; return archive bytes (empty unless `keep`), meta and digest."""
     try:
         with path.open("rb") as file:
             length, meta, head, recorded = _read_tail(path, file)
@@ -346,14 +363,19 @@ def _read_verified(path: Path, *, keep: bool = True) -> tuple[bytes, dict[str, A
                     remaining -= len(block)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"checkpoint {path} does not exist", do="medrl runs list shows the runs, medrl runs show RUN the files"
+            f"checkpoint {path} does not exist",
+            do="medrl runs list shows the runs, medrl runs show RUN the files",
         ) from error
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read", why=error.strerror or str(error)) from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read", why=error.strerror or str(error)
+        ) from error
     hasher.update(meta)
     hasher.update(head)
     if hasher.digest() != recorded:
-        raise _damaged(path, f"its SHA-256 is {hasher.hexdigest()[:12]}… and {recorded.hex()[:12]}… was recorded")
+        raise _damaged(
+            path, f"its SHA-256 is {hasher.hexdigest()[:12]}… and {recorded.hex()[:12]}… was recorded"
+        )
     return payload, _parse_meta(path, meta), recorded.hex()
 
 
@@ -375,7 +397,11 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 def _fallback(path: Path) -> Path | None:
     """Return another checkpoint beside a damaged one that verifies, the newest first."""
-    others = [path.with_name("last.pt"), *sorted(path.parent.glob("step_*.pt"), reverse=True), path.with_name("best.pt")]
+    others = [
+        path.with_name("last.pt"),
+        *sorted(path.parent.glob("step_*.pt"), reverse=True),
+        path.with_name("best.pt"),
+    ]
     for other in others:
         if other == path or not other.is_file() or (path.is_file() and other.samefile(path)):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle  # noqa: S403 - only subclassed; every global but tensor parts is replaced by an inert stub
+import pickle  # only subclassed; every global but tensor parts is replaced by an inert stub
 import types
 import zipfile
 from collections import OrderedDict
@@ -25,9 +25,9 @@ def load_foreign(path: Path, *, trust: bool = False) -> dict[str, Any]:
 
     Args:
         path: A ``.pt``, ``.pth`` or ``.tar`` file of `torch.save`, zip or legacy format.
-        trust: Also accept files with pickled Python objects, as old training scripts write them. Every global that is
-            not part of a tensor is replaced by an inert stub, so that still nothing of the file is executed; what
-            the stubs stood for is dropped. A pickled module yields its ``state_dict``.
+        trust: Also accept files with pickled Python objects, as old training scripts write them. Every global
+            that is not part of a tensor is replaced by an inert stub, so that still nothing of the file is
+            executed; what the stubs stood for is dropped. A pickled module yields its ``state_dict``.
 
     Raises:
         CheckpointError: Missing, damaged, a TorchScript archive, or not loadable without `trust`.
@@ -42,20 +42,28 @@ def load_foreign(path: Path, *, trust: bool = False) -> dict[str, Any]:
         )
     try:
         if trust:
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_stubbing_pickle())  # noqa: S614
+            content = torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=_stubbing_pickle()
+            )
             content = _without_stubs(content)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch and pickle raise many kinds of errors for unusable files
+    except Exception as error:  # torch and pickle raise many kinds of errors for unusable files
         first = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(
             f"{path} cannot be loaded as weights",
             why=f"{type(error).__name__}: {first}",
             do="copy it again if it is damaged"
-            + ("" if trust else "; if it holds pickled Python objects, add --trust-checkpoint (nothing is executed)"),
+            + (
+                ""
+                if trust
+                else "; if it holds pickled Python objects, add --trust-checkpoint (nothing is executed)"
+            ),
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds no weights", why=f"a dict is expected, found {type(content).__name__}")
+        raise CheckpointError(
+            f"{path} holds no weights", why=f"a dict is expected, found {type(content).__name__}"
+        )
     return dict(content)
 
 
@@ -98,7 +106,7 @@ def load_into(module: nn.Module, state: Mapping[str, Any], *, strict: bool = Tru
     return missing + unknown
 
 
-# -- private ----------------------------------------------------------------------------------------------------
+# -- private ---------------------------------------------------------------------------------------
 
 
 class _Stub:
@@ -218,7 +226,9 @@ def _module_state(stub: _Stub, prefix: str = "") -> dict[str, torch.Tensor]:
         entries = stub.state.get(group)
         if isinstance(entries, Mapping):
             for name, tensor in entries.items():
-                if isinstance(tensor, torch.Tensor) and (not isinstance(skipped, (set, tuple)) or name not in skipped):
+                if isinstance(tensor, torch.Tensor) and (
+                    not isinstance(skipped, (set, tuple)) or name not in skipped
+                ):
                     found[f"{prefix}{name}"] = tensor.detach()
     children = stub.state.get("_modules")
     if isinstance(children, Mapping):
@@ -233,7 +243,9 @@ def _is_torchscript(path: Path) -> bool:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in archive.namelist())
+            return any(
+                name.endswith("/constants.pkl") or name == "constants.pkl" for name in archive.namelist()
+            )
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return False
 

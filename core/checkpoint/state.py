@@ -19,8 +19,8 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 def pack(value: Any, where: str = "state") -> Any:
     """Return `value` as tensors, dicts, lists, tuples and plain scalars, ready for weights-only storage.
 
-    Numpy arrays become marked tensors, numpy scalars numbers, paths text. Tensors are detached; a view of a larger
-    storage is copied, so that the file does not carry the rest of it.
+    Numpy arrays become marked tensors, numpy scalars numbers, paths text. Tensors are detached; a view of a
+    larger storage is copied, so that the file does not carry the rest of it.
 
     Raises:
         CheckpointError: A value of another type; its place is named.
@@ -54,7 +54,7 @@ def pack(value: Any, where: str = "state") -> Any:
                 return kind(value)
     raise CheckpointError(
         f"{where} cannot be stored",
-        why=f"a checkpoint holds tensors and plain types, and this is {type(value).__module__}.{type(value).__name__}",
+        why=f"it is neither tensor nor plain type but {type(value).__module__}.{type(value).__name__}",
         do="return tensors, numbers, text, lists and dicts from state_dict()",
     )
 
@@ -98,7 +98,10 @@ def size_of(value: Any) -> int:
 
 def _pack_tensor(value: torch.Tensor) -> torch.Tensor:
     tensor = value.detach()
-    if tensor.layout is torch.strided and tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+    if (
+        tensor.layout is torch.strided
+        and tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    ):
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     return tensor
 
@@ -106,10 +109,17 @@ def _pack_tensor(value: torch.Tensor) -> torch.Tensor:
 def _pack_array(value: np.ndarray[Any, Any], where: str) -> dict[str, Any]:
     array = np.ascontiguousarray(value)
     stored = {"u": np.int64, "b": np.uint8}.get(array.dtype.kind) if array.dtype != np.uint8 else None
-    if array.dtype.kind not in "iufb" or array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
-        raise CheckpointError(f"{where} cannot be stored", why=f"numpy arrays of {array.dtype} are not supported")
+    too_large = array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63
+    if array.dtype.kind not in "iufb" or too_large:
+        raise CheckpointError(
+            f"{where} cannot be stored", why=f"numpy arrays of {array.dtype} are not supported"
+        )
     carried = array.astype(stored or array.dtype.newbyteorder("="), copy=True)
-    return {_ARRAY: array.dtype.str, "shape": list(value.shape), "data": torch.from_numpy(carried.reshape(-1))}
+    return {
+        _ARRAY: array.dtype.str,
+        "shape": list(value.shape),
+        "data": torch.from_numpy(carried.reshape(-1)),
+    }
 
 
 def _pack_key(key: Any, where: str) -> Any:

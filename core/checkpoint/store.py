@@ -61,12 +61,12 @@ class Alone:
 class CheckpointStore:
     """Saves and restores the registered objects of a run.
 
-    ``step_000500.pt`` is the state after 500 steps; ``last.pt`` is a hard link to the newest (a copy where the file
-    system has no links), ``best.pt`` the state with the best metric. Each file carries its own digest. At least two
-    states are kept, so that a damaged newest one has a predecessor.
+    ``step_000500.pt`` is the state after 500 steps; ``last.pt`` is a hard link to the newest (a copy where
+    the file system has no links), ``best.pt`` the state with the best metric. Each file carries its own
+    digest. At least two states are kept, so that a damaged newest one has a predecessor.
 
-    With several ranks every method is called by all of them; the main rank writes and reads, and an error of one
-    rank is raised on all.
+    With several ranks every method is called by all of them; the main rank writes and reads, and an error of
+    one rank is raised on all.
 
     Args:
         folder: ``checkpoints`` of the run folder.
@@ -116,14 +116,14 @@ class CheckpointStore:
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
-    # -- what is saved ------------------------------------------------------------------------------------------
+    # -- what is saved -----------------------------------------------------------------------------
 
     def register(self, **objects: Any) -> None:
         """Name the objects whose state belongs to the run.
 
-        Modules, optimisers, schedulers and gradient scalers are the same on all ranks and stored once. Everything
-        else (baselines, samplers, `torch.Generator`, `numpy.random.Generator`, `random.Random`) is stored for each
-        rank. Any object with ``state_dict`` and ``load_state_dict`` is accepted.
+        Modules, optimisers, schedulers and gradient scalers are the same on all ranks and stored once.
+        Everything else (baselines, samplers, `torch.Generator`, `numpy.random.Generator`, `random.Random`) is
+        stored for each rank. Any object with ``state_dict`` and ``load_state_dict`` is accepted.
 
         Raises:
             RuntimeFault: A name is taken, an object has no state, or the run was already resumed.
@@ -136,7 +136,9 @@ class CheckpointStore:
                     do="call rt.checkpoint.register(...) before rt.checkpoint.resume()",
                 )
             if name in self._objects and self._objects[name] is not item:
-                raise RuntimeFault(f"two objects are registered in the checkpoint as '{name}'", do="rename one")
+                raise RuntimeFault(
+                    f"two objects are registered in the checkpoint as '{name}'", do="rename one"
+                )
             stateful = hasattr(item, "state_dict") and hasattr(item, "load_state_dict")
             if not stateful and not isinstance(item, (torch.Generator, np.random.Generator, random.Random)):
                 raise RuntimeFault(
@@ -147,7 +149,7 @@ class CheckpointStore:
             self._objects[name] = item
 
     def describe(self, **meta: Any) -> None:
-        """Add facts that a predictor needs: ``label_names`` (name to number), ``channel_names``, ``spacing`` in mm."""
+        """Add what predictors need: ``label_names`` (name: number), ``channel_names``, ``spacing`` in mm."""
         self.meta.update(meta)
 
     def registered(self) -> Iterator[tuple[str, Any]]:
@@ -165,14 +167,15 @@ class CheckpointStore:
         """Whether exactly this object is registered."""
         return any(item is known for known in self._objects.values())
 
-    # -- saving -------------------------------------------------------------------------------------------------
+    # -- saving ------------------------------------------------------------------------------------
 
     def save(self, step: int, *, kind: Kind = "last", metric: float | None = None) -> Path:
         """Save the state after `step` completed steps.
 
         Args:
             step: Completed steps.
-            kind: ``last`` is kept until newer ones push it out, ``step`` for ever; ``best`` goes to ``best.pt``.
+            kind: ``last`` is kept until newer ones push it out, ``step`` for ever; ``best`` goes to
+                ``best.pt``.
             metric: The value that made it the best.
 
         Raises:
@@ -181,7 +184,9 @@ class CheckpointStore:
         self.before_save()
         shared = {name: item.state_dict() for name, item in self._objects.items() if _same_on_all_ranks(item)}
         own = self.capture_rank()
-        own["objects"] = {name: _state_of(item) for name, item in self._objects.items() if not _same_on_all_ranks(item)}
+        own["objects"] = {
+            name: _state_of(item) for name, item in self._objects.items() if not _same_on_all_ranks(item)
+        }
         ranks = self._peers.exchange("checkpoint", own)
         path = self.folder / ("best.pt" if kind == "best" else f"step_{step:06d}.pt")
         failure: MedrlError | None = None
@@ -197,7 +202,9 @@ class CheckpointStore:
             }
             try:
                 states = {**shared, **ranks[0]["objects"]}
-                self.written = write_checkpoint(path, states, meta, ranks=ranks, runtime=self.capture_runtime())
+                self.written = write_checkpoint(
+                    path, states, meta, ranks=ranks, runtime=self.capture_runtime()
+                )
                 if kind != "best":
                     self._permanent[path.name] = kind == "step"
                     self._point_last(path)
@@ -251,7 +258,7 @@ class CheckpointStore:
                 path.unlink()
             self._permanent.pop(path.name, None)
 
-    # -- resuming -----------------------------------------------------------------------------------------------
+    # -- resuming ----------------------------------------------------------------------------------
 
     def candidates(self) -> list[Path]:
         """Return the files that a run may go on from, the newest first; names of one file appear once."""
@@ -265,11 +272,12 @@ class CheckpointStore:
     def resume(self) -> int:
         """Restore the newest intact state and return its number of completed steps; 0 if the run has none.
 
-        A damaged file is reported in the log and its predecessor taken. Random number streams are restored last, so
-        call this right before the loop.
+        A damaged file is reported in the log and its predecessor taken. Random number streams are restored
+        last, so call this right before the loop.
 
         Raises:
-            CheckpointError: Every file is damaged, or the state is of another method, config, label set or model.
+            CheckpointError: Every file is damaged, or the state is of another method, config, label set or
+                model.
         """
         self.resumed = True
         found: Checkpoint | None = None
@@ -280,7 +288,9 @@ class CheckpointStore:
             except MedrlError as error:
                 failure = error
         _raise_first(self._peers.exchange("resume", failure))
-        name, digest = self._peers.exchange("resume", (found.path.name, found.digest) if found else ("", ""))[0]
+        name, digest = self._peers.exchange("resume", (found.path.name, found.digest) if found else ("", ""))[
+            0
+        ]
         if not name:
             self.on_resumed(0, None)
             return 0
@@ -310,8 +320,8 @@ class CheckpointStore:
             except CheckpointError as error:
                 broken.append(error)
                 continue
-            for error in broken:
-                _log.warning("%s; going on from %s (step %s)", error, path.name, checkpoint.meta.get("step"))
+            for damage in broken:
+                _log.warning("%s; going on from %s (step %s)", damage, path.name, checkpoint.meta.get("step"))
             return checkpoint
         if broken:
             raise CheckpointError(
@@ -321,7 +331,9 @@ class CheckpointStore:
             )
         if self.required:
             raise CheckpointError(
-                f"no checkpoint in {self.folder}", why="--resume must was given", do="train with --resume auto"
+                f"no checkpoint in {self.folder}",
+                why="--resume must was given",
+                do="train with --resume auto",
             )
         return None
 
@@ -335,7 +347,9 @@ class CheckpointStore:
                 do="use another run folder with -o",
             )
         if not isinstance(theirs.get("step"), int) or theirs["step"] < 0:
-            raise CheckpointError(f"checkpoint {found.path} cannot be used", why=f"its step is {theirs.get('step')!r}")
+            raise CheckpointError(
+                f"checkpoint {found.path} cannot be used", why=f"its step is {theirs.get('step')!r}"
+            )
         changed = config_difference(theirs.get("config"), mine.get("config"), self.machine)
         if changed:
             raise CheckpointError(
@@ -349,7 +363,7 @@ class CheckpointStore:
                 if a != b:
                     raise CheckpointError(
                         f"checkpoint {found.path} has other {key.replace('_', ' ')}",
-                        why=f"{len(a)} in the checkpoint ({', '.join(a)}), {len(b)} in this run ({', '.join(b)})",
+                        why=f"{len(a)} there ({', '.join(a)}), {len(b)} in this run ({', '.join(b)})",
                         do="train on the same dataset, or into another folder with -o",
                     )
         stored = set(found.states)
@@ -368,7 +382,9 @@ class CheckpointStore:
     def _restore(self, found: Checkpoint) -> None:
         version, now = found.meta.get("plugin_version"), self.facts.get("plugin_version")
         if version != now:
-            _log.warning("checkpoint %s was written by version %s of the plugin, this is %s", found.path, version, now)
+            _log.warning(
+                "checkpoint %s was written by version %s of the plugin, this is %s", found.path, version, now
+            )
         for name, item in self._objects.items():
             if not _same_on_all_ranks(item):
                 continue
@@ -378,10 +394,14 @@ class CheckpointStore:
                 else:
                     item.load_state_dict(found.states[name])
             except CheckpointError as error:
-                raise CheckpointError(f"checkpoint {found.path}, '{name}'", why=str(error), do=error.do) from error
+                raise CheckpointError(
+                    f"checkpoint {found.path}, '{name}'", why=str(error), do=error.do
+                ) from error
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError) as error:
                 raise CheckpointError(
-                    f"checkpoint {found.path}, '{name}' does not fit", why=str(error), do="use the same settings again"
+                    f"checkpoint {found.path}, '{name}' does not fit",
+                    why=str(error),
+                    do="use the same settings again",
                 ) from error
         self.restore_runtime(found.runtime)
 
@@ -389,7 +409,7 @@ class CheckpointStore:
         same_world = len(found.ranks) == self._peers.world_size
         if not same_world:
             _log.warning(
-                "checkpoint %s was written by %d processes and this run has %d: weights and optimisers are exact, "
+                "checkpoint %s was written by %d processes and this run has %d: weights are exact, "
                 "random numbers and the order of cases are not those of an uninterrupted run",
                 found.path,
                 len(found.ranks),
@@ -402,7 +422,15 @@ class CheckpointStore:
                 if not _same_on_all_ranks(item):
                     _load_state(item, own["objects"][name])
             self.restore_rank(own, same_world)
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        except (
+            ValueError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            ZeroDivisionError,
+        ) as error:
             failure = CheckpointError(
                 f"checkpoint {found.path}: the state of rank {self._peers.rank} does not fit",
                 why=f"{type(error).__name__}: {error}",
@@ -412,10 +440,10 @@ class CheckpointStore:
 
 
 def config_difference(stored: Any, current: Any, machine: Collection[str] = ()) -> list[str]:
-    """Return lines ``key: stored → current`` where two nested configs differ in what a resumed run must share.
+    """Return lines ``key: stored → current`` where configs differ in what a resumed run must share.
 
-    Left out are the keys of the machine (see `medrl.core.config.machine_keys`) and a larger ``train.max_steps``,
-    which extends a run.
+    Left out are the keys of the machine (see `medrl.core.config.machine_keys`) and a larger
+    ``train.max_steps``, which extends a run.
     """
     before, after = _flat(stored), _flat(current)
     lines: list[str] = []
@@ -429,7 +457,7 @@ def config_difference(stored: Any, current: Any, machine: Collection[str] = ()) 
     return lines
 
 
-# -- private ----------------------------------------------------------------------------------------------------
+# -- private ---------------------------------------------------------------------------------------
 
 
 def _same_on_all_ranks(item: object) -> bool:

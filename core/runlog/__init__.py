@@ -1,4 +1,4 @@
-"""Run folders: config, manifest, lock, metrics as JSON lines, text log, TensorBoard sink. Imports nothing heavy."""
+"""Run folders: config, manifest, lock, metrics as JSON lines, text log, TensorBoard sink. Light."""
 
 from medrl.core.runlog.folder import STATUSES, RunFolder, new_run_name
 from medrl.core.runlog.lock import RunLock

@@ -40,11 +40,16 @@ class RunFolder:
         self._metrics_fd: int | None = None
         self._handler: logging.Handler | None = None
 
-    # -- opening and closing ------------------------------------------------------------------------------------
+    # -- opening and closing -----------------------------------------------------------------------
 
     @classmethod
     def create(
-        cls, path: Path, *, config_yaml: str, command: Sequence[str] = (), manifest: Mapping[str, Any] | None = None
+        cls,
+        path: Path,
+        *,
+        config_yaml: str,
+        command: Sequence[str] = (),
+        manifest: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """Make a new run folder, take its lock and write config, command and manifest.
 
@@ -96,7 +101,7 @@ class RunFolder:
 
     @classmethod
     def attach(cls, path: Path, *, rank: int) -> RunFolder:
-        """Open the folder that the main rank holds, from another rank: warnings go to the same ``log.txt``."""
+        """Open, from another rank, the folder that the main rank holds; warnings go to its ``log.txt``."""
         run = cls(path)
         run.manifest = run._read_manifest()
         run.log_to_file(rank=rank)
@@ -123,7 +128,7 @@ class RunFolder:
                 self._handler = None
             self._lock.release()
 
-    # -- paths and facts ----------------------------------------------------------------------------------------
+    # -- paths and facts ---------------------------------------------------------------------------
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -161,7 +166,9 @@ class RunFolder:
     def note(self, **facts: Any) -> None:
         """Merge facts into the manifest and write it; values must be plain JSON types."""
         self.manifest.update(facts)
-        self._write(self.manifest_path, json.dumps(_plain(self.manifest), indent=2, ensure_ascii=False) + "\n")
+        self._write(
+            self.manifest_path, json.dumps(_plain(self.manifest), indent=2, ensure_ascii=False) + "\n"
+        )
 
     def replace_config(self, config_yaml: str, command: str) -> None:
         """Write the config of a continued run, and add its command to ``command.txt``."""
@@ -170,7 +177,7 @@ class RunFolder:
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         self._write(path, f"{before}{command}\n")
 
-    # -- metrics ------------------------------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------
 
     def metrics(self, step: int, **values: object) -> None:
         """Append one record ``{"step": …, name: value, …}``; a number that is not finite is written as null.
@@ -181,8 +188,10 @@ class RunFolder:
         self._append({"step": int(step), **{key: _plain(value) for key, value in values.items()}})
 
     def event(self, step: int, event: str, **values: object) -> None:
-        """Append a record of something that happened, such as a skipped step; it carries an ``event`` name."""
-        self._append({"step": int(step), "event": event, **{key: _plain(value) for key, value in values.items()}})
+        """Append a record of something that happened, such as a skipped step, under an ``event`` name."""
+        self._append(
+            {"step": int(step), "event": event, **{key: _plain(value) for key, value in values.items()}}
+        )
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records in order; a last line cut short by a kill is left out."""
@@ -215,10 +224,10 @@ class RunFolder:
         self._write(self.metrics_path, "".join(line + "\n" for line in kept))
         return dropped
 
-    # -- text log -----------------------------------------------------------------------------------------------
+    # -- text log ----------------------------------------------------------------------------------
 
     def log_to_file(self, *, rank: int = 0) -> None:
-        """Send the messages of the ``medrl`` loggers to ``log.txt``: all of the main rank, warnings of the others."""
+        """Send the messages of the ``medrl`` loggers to ``log.txt``: from other ranks, only warnings."""
         try:
             handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
         except OSError as error:
@@ -232,7 +241,7 @@ class RunFolder:
         logger.addHandler(handler)
         self._handler = handler
 
-    # -- private ------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _append(self, record: dict[str, Any]) -> None:
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -311,7 +320,7 @@ def _ends_mid_line(fd: int) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Return a value as JSON types: paths become text, numbers that are not finite null, scalars of arrays numbers."""
+    """Return a value as JSON types: paths become text, and numbers that are not finite null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

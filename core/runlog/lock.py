@@ -25,9 +25,9 @@ _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 class RunLock:
     """An exclusive lock on ``run.lock`` with the owner's process number, host and start time as JSON.
 
-    The kernel's file lock decides, so that the death of the owner frees the folder; the text in the file says who.
-    A file with text that nobody locks is stale: it is reported and taken over. Where the file system knows no
-    locks, the process number decides on the same host, and another host's lock is refused.
+    The kernel's file lock decides, so that the death of the owner frees the folder; the text in the file says
+    who. A file with text that nobody locks is stale: it is reported and taken over. Where the file system
+    knows no locks, the process number decides on the same host, and another host's lock is refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,8 +43,8 @@ class RunLock:
         """Take the lock.
 
         Args:
-            wait_s: How long to wait for helper processes of a dead owner to end (data-loading workers notice the
-                death of their parent within seconds). A living owner is refused at once.
+            wait_s: How long to wait for helper processes of a dead owner to end (data-loading workers notice
+                the death of their parent within seconds). A living owner is refused at once.
 
         Raises:
             RuntimeFault: Another living run holds the folder, or the folder cannot be written.
@@ -87,7 +87,7 @@ class RunLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Empty the file and free the lock; the file stays, since removing it could race with the next owner."""
+        """Empty the file and free the lock; removing the file could race with the next owner."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
@@ -123,10 +123,11 @@ class RunLock:
                 time.sleep(0.2)
 
     def _refused(self, owner: dict[str, Any]) -> RuntimeFault:
+        pid = owner.get("pid", "?")
         return RuntimeFault(
             f"run folder {self.path.parent} is in use",
-            why=f"process {owner.get('pid', '?')} on {owner.get('host', '?')} has it since {owner.get('start', '?')}",
-            do=f"wait for that run, choose another folder with -o, or, if that run is dead, remove {self.path}",
+            why=f"process {pid} on {owner.get('host', '?')} has it since {owner.get('start', '?')}",
+            do=f"wait for it, or choose another folder with -o; if that run is dead, remove {self.path}",
         )
 
     def _forget(self) -> None:
@@ -155,7 +156,7 @@ def _read(fd: int) -> dict[str, Any]:
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded process of this host still runs; a number in use by another process does not count."""
+    """Whether the recorded process of this host still runs; a reused process number does not count."""
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False
@@ -163,7 +164,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 
 def process_alive(pid: int) -> bool:
-    """Whether a process of this host exists and has not ended (one that nobody has collected yet has ended)."""
+    """Whether a process of this host exists and has not ended; a zombie has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -15,7 +15,8 @@ class TensorBoardSink:
 
     Args:
         folder: Where the event files go.
-        purge_step: First step that this run will write; earlier attempts at later steps are hidden by TensorBoard.
+        purge_step: First step that this run will write; earlier attempts at later steps are hidden by
+            TensorBoard.
 
     Raises:
         ConfigError: TensorBoard is not installed.

@@ -21,14 +21,14 @@ Key = tuple[int, int]
 class ResumableLoader(Generic[T]):
     """Endless batches of one rank's share of a map-style dataset.
 
-    ``next(loader)`` gives the next batch and starts a new epoch by itself; `epoch` gives one pass from the beginning,
-    for validation. Every epoch has an order of its own, derived from seed and epoch number. Each sample is made with
-    random streams derived from seed, epoch and position: augmentation is the same with any number of workers, in a
-    resumed run and after any history of other draws.
+    ``next(loader)`` gives the next batch and starts a new epoch by itself; `epoch` gives one pass from the
+    beginning, for validation. Every epoch has an order of its own, derived from seed and epoch number. Each
+    sample is made with random streams derived from seed, epoch and position: augmentation is the same with
+    any number of workers, in a resumed run and after any history of other draws.
 
-    All ranks get the same number of batches of the same sizes. Where samples do not divide evenly, the first ones of
-    the epoch's order are taken again; with `drop_last` the incomplete batch is left out. `Runtime.gather` collapses
-    the repetitions by case identifier.
+    All ranks get the same number of batches of the same sizes. Where samples do not divide evenly, the first
+    ones of the epoch's order are taken again; with `drop_last` the incomplete batch is left out.
+    `Runtime.gather` collapses the repetitions by case identifier.
 
     Args:
         dataset: ``__len__`` and ``__getitem__``.
@@ -132,9 +132,12 @@ class ResumableLoader(Generic[T]):
         count = min(width, self.size - start)
         share = -(-count // self.world_size)
         places = [start + self.rank * share + offset for offset in range(share)]
-        return [(order[place % self.size], rng.derive_seed(self.seed, self.name, epoch, place)) for place in places]
+        return [
+            (order[place % self.size], rng.derive_seed(self.seed, self.name, epoch, place))
+            for place in places
+        ]
 
-    # -- private ------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _loader(self, batches: _Batches, name: str) -> DataLoader[Any]:
         return DataLoader(
@@ -163,13 +166,13 @@ class ResumableLoader(Generic[T]):
 
 
 def worker_fault(error: RuntimeError) -> RuntimeFault | None:
-    """Return the handled error for what torch raises when a worker died or gave nothing in time, else None."""
+    """Return the handled error where torch says that a worker died or gave nothing in time, else None."""
     text = str(error)
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
         return RuntimeFault(
             "a data-loading worker died",
             why=text.strip().splitlines()[0],
-            do="--workers 0 shows the case; if memory or /dev/shm ran out, use fewer --workers or smaller patches",
+            do="--workers 0 shows the case; if memory or /dev/shm ran out, fewer workers or smaller patches",
         )
     if "DataLoader timed out" in text:
         return RuntimeFault(
@@ -233,8 +236,8 @@ class _Collate:
 def _start_worker(_number: int) -> None:
     """Let the main process answer signals: a worker ignores SIGINT, and obeys only the second SIGTERM.
 
-    Schedulers signal every process. The first SIGTERM is theirs; the main process finishes its step, saves, and ends
-    its workers with another one if they do not end by themselves.
+    Schedulers signal every process. The first SIGTERM is theirs; the main process finishes its step, saves,
+    and ends its workers with another one if they do not end by themselves.
     """
     torch.set_num_threads(1)
     seen: list[int] = []

@@ -40,8 +40,8 @@ class Runtime:
 
         student, policy = rt.prepare(student, policy)
         rt.checkpoint.register(student=student, policy=policy, optimizer=optimizer)
-        rt.checkpoint.describe(label_names={"background": 0, "lesion": 1}, channel_names=["T2"], spacing=[3.0, 0.5, 0.5])
-        batches = rt.loader(dataset, batch_size=cfg.train.batch_size, shuffle=True)
+        rt.checkpoint.describe(label_names={"background": 0, "lesion": 1}, channel_names=["T2"], spacing=[3.0,
+        0.5, 0.5]) batches = rt.loader(dataset, batch_size=cfg.train.batch_size, shuffle=True)
         for step in rt.steps(rt.checkpoint.resume(), cfg.train.max_steps):
             for _ in rt.micro_batches():                  # train.accumulate of them
                 batch = next(batches)
@@ -61,7 +61,9 @@ class Runtime:
         checkpoint: What is saved and restored.
     """
 
-    def __init__(self, job: TrainJob, *, ranks: Ranks, device: torch.device, run: RunFolder, stop: StopFlag) -> None:
+    def __init__(
+        self, job: TrainJob, *, ranks: Ranks, device: torch.device, run: RunFolder, stop: StopFlag
+    ) -> None:
         self.job = job
         self.device = device
         self.ranks = ranks
@@ -91,8 +93,8 @@ class Runtime:
     def start(cls, job: TrainJob) -> AbstractContextManager[Runtime]:
         """Open the machine of a job: ranks, device, threads, seed, run folder, lock, signals, observers.
 
-        On leaving, the last state is saved, the outcome is written to the manifest (``finished``, ``interrupted`` or
-        ``failed``), observers are told, and the lock is released.
+        On leaving, the last state is saved, the outcome is written to the manifest (``finished``,
+        ``interrupted`` or ``failed``), observers are told, and the lock is released.
 
         Raises:
             ConfigError: The folder holds another run, or the device does not exist.
@@ -103,7 +105,7 @@ class Runtime:
 
         return session(cls, job)
 
-    # -- modules ------------------------------------------------------------------------------------------------
+    # -- modules -----------------------------------------------------------------------------------
 
     @overload
     def prepare(self, module: ModuleT, /) -> ModuleT: ...
@@ -112,7 +114,7 @@ class Runtime:
     def prepare(self, *modules: Any) -> Any: ...
 
     def prepare(self, *modules: Any) -> Any:
-        """Move modules to the device and make the parameters and buffers of all ranks equal to those of rank 0.
+        """Move modules to the device and give all ranks the parameters and buffers of rank 0.
 
         Returns:
             The module, or the tuple of modules, in the given order.
@@ -134,7 +136,9 @@ class Runtime:
             tensors += list(module.buffers())
         shapes = repr([(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors])
         if any(other != shapes for other in self.ranks.exchange("prepare", shapes)):
-            raise RuntimeFault("the ranks prepare different modules", do="build the same modules on every rank")
+            raise RuntimeFault(
+                "the ranks prepare different modules", do="build the same modules on every rank"
+            )
         self.ranks.broadcast(tensors)
         for module in modules:
             names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -143,7 +147,7 @@ class Runtime:
         self._checked.clear()
         return modules[0] if len(modules) == 1 else modules
 
-    # -- data ---------------------------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
 
     def loader(
         self,
@@ -155,7 +159,7 @@ class Runtime:
         drop_last: bool = False,
         name: str = "",
     ) -> ResumableLoader[Any]:
-        """Return a loader of this rank's share, whose position belongs to the checkpoint; see `ResumableLoader`.
+        """Return a `ResumableLoader` of this rank's share; its position belongs to the checkpoint.
 
         Args:
             dataset: Map-style dataset.
@@ -187,7 +191,7 @@ class Runtime:
         self._loaders[key] = made
         return made
 
-    # -- computing ----------------------------------------------------------------------------------------------
+    # -- computing ---------------------------------------------------------------------------------
 
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision: bf16 or fp16 as configured, nothing for fp32."""
@@ -195,7 +199,7 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self._precision in _DTYPES)
 
     def micro_batches(self) -> Iterator[int]:
-        """Yield 0 … ``train.accumulate`` - 1; a loss inside counts ``1 / accumulate``, so that they make a mean."""
+        """Yield 0 … ``train.accumulate`` - 1; the losses inside count ``1 / accumulate`` each."""
         self._micro_used = True
         count = int(self.train.accumulate)
         self._divisor = count
@@ -207,8 +211,8 @@ class Runtime:
     def backward(self, loss: torch.Tensor, *, cases: Sequence[str] = ()) -> bool:
         """Add the gradient of a loss on this rank; no other rank is waited for.
 
-        A loss that is not finite adds nothing; the next `step` is then left out on all ranks. With fp16, gradients
-        must not be kept over a step of another optimiser, because the loss scale may change there.
+        A loss that is not finite adds nothing; the next `step` is then left out on all ranks. With fp16,
+        gradients must not be kept over a step of another optimiser, because the loss scale may change there.
 
         Args:
             loss: Scalar tensor.
@@ -222,8 +226,8 @@ class Runtime:
     def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float = 0.0) -> StepInfo:
         """Average the gradients over ranks, clip, step, and clear the gradients of this optimiser.
 
-        Nothing is applied when a loss or gradient of any rank is not finite; after three such steps in a row the run
-        ends. With fp16, an overflow lowers the loss scale and does not count.
+        Nothing is applied when a loss or gradient of any rank is not finite; after three such steps in a row
+        the run ends. With fp16, an overflow lowers the loss scale and does not count.
 
         Args:
             optimizer: Registered in the checkpoint; all its parameters belong to prepared modules.
@@ -237,7 +241,7 @@ class Runtime:
             self._checked.add(id(optimizer))
         return self._stepper.step(optimizer, clip_norm=clip_norm)
 
-    # -- agreeing -----------------------------------------------------------------------------------------------
+    # -- agreeing ----------------------------------------------------------------------------------
 
     @overload
     def reduce(self, value: torch.Tensor, op: Op = "mean") -> torch.Tensor: ...
@@ -246,8 +250,12 @@ class Runtime:
     def reduce(self, value: float, op: Op = "mean") -> float: ...
 
     def reduce(self, value: torch.Tensor | float, op: Op = "mean") -> torch.Tensor | float:
-        """Combine a number or tensor of all ranks, in rank order; ``any`` gives 1.0 where any rank has a non-zero."""
-        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        """Combine a number or tensor of all ranks, in rank order; ``any`` is 1.0 where any is not zero."""
+        tensor = (
+            value.detach()
+            if isinstance(value, torch.Tensor)
+            else torch.tensor(float(value), dtype=torch.float64)
+        )
         stack = torch.stack(self.ranks.gather_tensor(f"reduce {op}", tensor))
         if op == "mean":
             result = stack.sum(0) / self.world_size
@@ -279,14 +287,15 @@ class Runtime:
         """Whether this rank received a signal; `steps` agrees with the others and ends the loop."""
         return self._stop.number != 0
 
-    # -- the loop -----------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def steps(self, start: int, total: int) -> Iterator[int]:
         """Yield the numbers of the steps to do: ``start + 1 … total``.
 
-        `start` is the number of completed steps, as `CheckpointStore.resume` returns it; while step 7 is being done,
-        the loop sees 7, and a checkpoint saved after it is that of 7 completed steps. Between two steps the ranks
-        agree on the stop flag, save every ``train.checkpoint_every`` steps and after the last, and report progress.
+        `start` is the number of completed steps, as `CheckpointStore.resume` returns it; while step 7 is
+        being done, the loop sees 7, and a checkpoint saved after it is that of 7 completed steps. Between two
+        steps the ranks agree on the stop flag, save every ``train.checkpoint_every`` steps and after the
+        last, and report progress.
 
         Raises:
             Interrupted: A signal arrived; the state is saved.
@@ -320,9 +329,10 @@ class Runtime:
                 progress(step, total, dict(self._latest))
 
     def log(self, step: int, **metrics: object) -> None:
-        """Record metrics of a step: numbers and tensors averaged over ranks, detached; text as on the main rank.
+        """Record metrics of a step: numbers and tensors as means over ranks, text as on the main rank.
 
-        Tensors with several elements become lists. Metrics that are already equal on all ranks stay what they are.
+        Tensors with several elements become lists. Metrics that are already equal on all ranks stay what they
+        are.
         """
         numbers: dict[str, torch.Tensor] = {}
         texts: dict[str, object] = {}
@@ -340,7 +350,7 @@ class Runtime:
             every = self.ranks.gather_tensor(f"log {', '.join(numbers)}", flat)
             mean = torch.stack(every).sum(0) / self.world_size
             mean = torch.where(torch.stack([part == flat for part in every]).all(0), flat, mean)
-            parts = mean.split([tensor.numel() for tensor in numbers.values()])
+            parts = torch.split(mean, [tensor.numel() for tensor in numbers.values()])
             for (name, tensor), part in zip(numbers.items(), parts, strict=True):
                 texts[name] = part.reshape(tensor.shape).tolist()
         if not self.is_main:
@@ -367,7 +377,7 @@ class Runtime:
             self.checkpoint.save(step, kind="best", metric=value)
         return better
 
-    # -- private ------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
         if self.checkpoint.saved_step != step:
@@ -480,5 +490,14 @@ def machine_facts(device: torch.device, packages: Iterable[str]) -> dict[str, An
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"versions": versions, "device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "versions": versions,
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+    }

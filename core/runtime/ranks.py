@@ -1,8 +1,9 @@
 """The processes of one run: who they are, how they agree, and who is to blame when one falls silent.
 
-Before every exchange all ranks compare what they are about to do (a small integer vector over gloo). So ranks that
-took different branches get an error that names them, and never a hang or mixed-up numbers. Each rank also keeps a
-small file with its step, cases and number of exchanges; from it the others tell which rank died, failed or hangs.
+Before every exchange all ranks compare what they are about to do (a small integer vector over gloo). So ranks
+that took different branches get an error that names them, and never a hang or mixed-up numbers. Each rank
+also keeps a small file with its step, cases and number of exchanges; from it the others tell which rank died,
+failed or hangs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ T = TypeVar("T")
 _log = logging.getLogger("medrl.ranks")
 _HEADER = 6
 _BUCKET_BYTES = 64 * 2**20
+_START_S = 300.0
+_store: Any = None
+_sessions = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Ranks:
         if self.world_size > 1:
             self._connect(place)
 
-    # -- agreement ----------------------------------------------------------------------------------------------
+    # -- agreement ---------------------------------------------------------------------------------
 
     def meet(self, doing: str, *flags: int) -> list[list[int]]:
         """Wait for all ranks and return the flags (up to three integers) of each, in rank order.
@@ -119,7 +123,8 @@ class Ranks:
             flags: Integers to share.
 
         Raises:
-            RuntimeFault: The ranks do different things, or one of them died, failed or did not answer in time.
+            RuntimeFault: The ranks do different things, or one of them died, failed or did not answer in
+                time.
         """
         padded = [*flags, 0, 0, 0][:3]
         if self.world_size == 1:
@@ -137,7 +142,7 @@ class Ranks:
         return [head[3:] for head in heads]
 
     def exchange(self, doing: str, value: T) -> list[T]:
-        """Return the values of all ranks in rank order; values may be any picklable objects of this program."""
+        """Return the values of all ranks in rank order; any picklable object of this program is a value."""
         if self.world_size == 1:
             return [value]
         self.meet(doing)
@@ -152,7 +157,7 @@ class Ranks:
             if error is not None:
                 raise error
 
-    # -- tensors ------------------------------------------------------------------------------------------------
+    # -- tensors -----------------------------------------------------------------------------------
 
     def gather_tensor(self, doing: str, value: torch.Tensor) -> list[torch.Tensor]:
         """Return the tensors of all ranks in rank order; shapes must agree."""
@@ -160,7 +165,9 @@ class Ranks:
             return [value]
         shapes = self.meet(doing, zlib.crc32(repr((tuple(value.shape), value.dtype)).encode()))
         if any(shape != shapes[0] for shape in shapes):
-            raise RuntimeFault(f"{doing}: the ranks have tensors of different shapes", why=f"here {tuple(value.shape)}")
+            raise RuntimeFault(
+                f"{doing}: the ranks have tensors of different shapes", why=f"here {tuple(value.shape)}"
+            )
         every = [torch.empty_like(value) for _ in range(self.world_size)]
         with self.speaking(doing):
             dist.all_gather(every, value.contiguous())
@@ -169,8 +176,10 @@ class Ranks:
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace every tensor by its mean over the ranks, in place.
 
-        Tensors are packed by data type into buckets, in the given order, and the ring of a fixed number of ranks adds
-        in a fixed order: the same numbers on every rank and in every repetition. All ranks must have met before.
+        Tensors are packed by data type into buckets, in the given order, and the ring of a fixed number of
+        ranks adds
+        in a fixed order: the same numbers on every rank and in every repetition. All ranks must have met
+        before.
         """
         if self.world_size == 1:
             return
@@ -191,13 +200,14 @@ class Ranks:
                 dist.broadcast(flat, src=0)
             _unpack(flat, bucket)
 
-    # -- blame --------------------------------------------------------------------------------------------------
+    # -- blame -------------------------------------------------------------------------------------
 
     def watch(self, folder: Path, on_lost: Callable[[RuntimeFault], None]) -> None:
         """Start keeping this rank's file in `folder`, and end this process when another rank is lost.
 
-        A rank that hangs in its own code would never notice that the others are gone, so a thread looks once a second
-        and, if this process does not end by itself soon after, calls `on_lost` and exits with code 1.
+        A rank that hangs in its own code would never notice that the others are gone, so a thread looks once
+        a second and, if this process does not end by itself soon after, calls `on_lost` and exits with code
+        1.
         """
         if self.world_size == 1:
             return
@@ -208,7 +218,9 @@ class Ranks:
             self._file = os.open(folder / f"rank_{self.rank}.json", flags, 0o644)
         self.tell()
         self._watch = threading.Event()
-        threading.Thread(target=self._look, args=(self._watch, on_lost), name="medrl-ranks", daemon=True).start()
+        threading.Thread(
+            target=self._look, args=(self._watch, on_lost), name="medrl-ranks", daemon=True
+        ).start()
 
     def tell(self, *, error: str = "", left: bool = False) -> None:
         """Write this rank's step, cases and failure to its file, for the others to read after a fault."""
@@ -272,19 +284,30 @@ class Ranks:
         except RuntimeError as error:
             raise self._blame(doing, error, time.monotonic() - started) from error
 
-    # -- private ------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _connect(self, place: Place) -> None:
+        global _store, _sessions  # one store serves all sessions of a process
         if dist.is_initialized():
             return
         if place.launcher == "srun":
-            os.environ.setdefault("MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")))
+            os.environ.setdefault(
+                "MASTER_ADDR", first_host(os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+            )
             job = int(os.environ.get("SLURM_JOB_ID", "0")) * 7 + int(os.environ.get("SLURM_STEP_ID", "0"))
             os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))
         try:
+            patience = timedelta(seconds=max(self.timeout_s, _START_S))
+            if _store is None:
+                meeting = dist.rendezvous("env://", self.rank, self.world_size, timeout=patience)
+                _store = next(iter(meeting))[0]
+            _sessions += 1
+            here = [f"medrl{_sessions}/here/{rank}" for rank in range(self.world_size)]
+            _store.set(here[self.rank], "")
+            _store.wait(here, patience)  # importing torch takes some ranks longer than others
             dist.init_process_group(
                 backend="cpu:gloo,cuda:nccl" if self._cuda else "gloo",
-                init_method="env://",
+                store=dist.PrefixStore(f"medrl{_sessions}", _store),
                 rank=self.rank,
                 world_size=self.world_size,
                 timeout=timedelta(seconds=self.timeout_s),
@@ -301,12 +324,13 @@ class Ranks:
         told = {facts["rank"]: facts for facts in self._others()}
         parts = [f"rank {self.rank}: {doing} at step {self.step}"]
         for rank in odd:
-            parts.append(f"rank {rank}: {told.get(rank, {}).get('doing', 'something else')} at step {heads[rank][1]}")
+            parts.append(
+                f"rank {rank}: {told.get(rank, {}).get('doing', 'something else')} at step {heads[rank][1]}"
+            )
         return RuntimeFault(
             f"the ranks do different things{_case_text(self.cases)}",
             why="; ".join(parts),
-            do="decide every branch around rt.step, rt.log, rt.reduce, rt.gather and the end of the loop by a value "
-            "from rt.reduce",
+            do="decide by a value from rt.reduce every branch around rt.step, rt.log, rt.gather and break",
         )
 
     def _blame(self, doing: str, error: RuntimeError, waited_s: float) -> RuntimeFault:
@@ -319,7 +343,7 @@ class Ranks:
             late = [facts for facts in self._others() if int(facts.get("calls", 0)) < self._calls]
             if late and waited_s >= self.timeout_s * 0.9:
                 cause = "; ".join(
-                    f"rank {facts['rank']} did not answer within {self.timeout_s:g} s; it was last at {_where(facts)}"
+                    f"rank {facts['rank']} gave no answer for {self.timeout_s:g} s, last at {_where(facts)}"
                     for facts in late
                 )
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -361,7 +385,9 @@ def _place(env: Mapping[str, str], rank: str, world: str, local: str, launcher: 
     try:
         return Place(int(env[rank]), int(env[world]), int(env.get(local, "0")), launcher)
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{rank} and {world} must be numbers", why=str(error), do=f"unset {rank}") from error
+        raise ConfigError(
+            f"{rank} and {world} must be numbers", why=str(error), do=f"unset {rank}"
+        ) from error
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -85,7 +85,9 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
         torch.use_deterministic_algorithms(deterministic)
         if rt is not None:
             if rt._stepper.skipped and run is not None and ranks is not None and ranks.is_main:
-                run.manifest.update(skipped_steps=rt._stepper.skipped, skipped_cases=dict(rt._stepper.bad_cases))
+                run.manifest.update(
+                    skipped_steps=rt._stepper.skipped, skipped_cases=dict(rt._stepper.bad_cases)
+                )
             rt._observe("medrl_run_finished", run=run, outcome=outcome)
             rt._close()
         if ranks is not None:
@@ -106,9 +108,13 @@ def choose_device(name: str, *, local_rank: int = 0, world_size: int = 1) -> tor
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(name.partition(":")[2] or local_rank)
         if ":" in name and world_size > 1:
-            raise ConfigError(f"device {name}", why=f"{world_size} ranks cannot share one GPU", do="--device cuda")
+            raise ConfigError(
+                f"device {name}", why=f"{world_size} ranks cannot share one GPU", do="--device cuda"
+            )
         if index >= count:
-            raise ConfigError(f"device cuda:{index}", why=f"torch sees {count} CUDA device(s)", do="--device cpu")
+            raise ConfigError(
+                f"device cuda:{index}", why=f"torch sees {count} CUDA device(s)", do="--device cpu"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         return device
@@ -142,7 +148,7 @@ def plugin_facts(job: TrainJob) -> dict[str, Any]:
     return facts
 
 
-# -- private ----------------------------------------------------------------------------------------------------
+# -- private ---------------------------------------------------------------------------------------
 
 
 def _open_everywhere(job: TrainJob, ranks: Ranks, facts: dict[str, Any]) -> RunFolder:
@@ -169,7 +175,9 @@ def _open_run(job: TrainJob, facts: dict[str, Any]) -> RunFolder:
     if not (path / "manifest.json").is_file():
         if job.resume == "must":
             raise CheckpointError(
-                f"{path} holds no run to go on with", why="--resume must was given", do="train with --resume auto"
+                f"{path} holds no run to go on with",
+                why="--resume must was given",
+                do="train with --resume auto",
             )
         return RunFolder.create(
             path,
@@ -189,7 +197,7 @@ def _open_run(job: TrainJob, facts: dict[str, Any]) -> RunFolder:
             raise ConfigError(
                 f"{path} holds a run with another config",
                 why="stored → now",
-                do=f"medrl resume {path} goes on with the stored config; another folder (-o) starts a new run",
+                do=f"medrl resume {path} goes on with the stored one; another folder (-o) starts a new run",
                 problems=changed,
             )
         run.replace_config(job.resolved.to_yaml(), shlex.join(job.command))

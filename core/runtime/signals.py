@@ -15,8 +15,8 @@ _REPEAT_S = 1.0
 class StopFlag:
     """The first SIGTERM or SIGINT only sets a flag; the second ends the process at once.
 
-    torchrun passes a signal on to processes that the terminal or the scheduler has signalled already; under torchrun
-    the same signal within a second therefore counts once.
+    torchrun passes a signal on to processes that the terminal or the scheduler has signalled already; under
+    torchrun the same signal within a second therefore counts once.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,10 @@
 """Backward and optimiser steps that never apply a number that is not finite.
 
-Gradients are averaged by one flat all-reduce inside `step`, not by DistributedDataParallel. `backward` then needs no
-other rank, so a rank with a non-finite loss can leave its backward pass out and vote against the step; accumulation
-needs no special mode; several modules, several losses and unused parameters need no search; and the order of the sum
-does not depend on when a gradient becomes ready. The price is that communication does not overlap with the backward
-pass.
+Gradients are averaged by one flat all-reduce inside `step`, not by DistributedDataParallel. `backward` then
+needs no other rank, so a rank with a non-finite loss can leave its backward pass out and vote against the
+step; accumulation needs no special mode; several modules, several losses and unused parameters need no
+search; and the order of the sum does not depend on when a gradient becomes ready. The price is that
+communication does not overlap with the backward pass.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Stepper:
         self._unscaled: set[int] = set()
 
     def follow(self, modules: Sequence[nn.Module]) -> None:
-        """Keep the buffers of these modules (running statistics) equal over ranks and free of skipped batches."""
+        """Keep the buffers of these modules equal over ranks and free of what skipped batches left."""
         self._modules.extend(modules)
         self._keep_buffers()
 
     def backward(self, loss: torch.Tensor, *, cases: Sequence[str], divisor: int) -> bool:
-        """Add the gradient of ``loss / divisor``, unless the loss is not finite; return whether it was added."""
+        """Add the gradient of ``loss / divisor``, if the loss is finite; return whether it was added."""
         self.ranks.cases = tuple(cases)
         self.ranks.tell()
         self.flush()
@@ -98,7 +98,9 @@ class Stepper:
         if any(vote[0] for vote in votes):
             return self._skip(optimizer, index, "non-finite loss", 0.0)
         if any(vote[1] != votes[0][1] for vote in votes):
-            has = bytes(max(flags) for flags in zip(*self.ranks.exchange("gradients present", has), strict=True))
+            has = bytes(
+                max(flags) for flags in zip(*self.ranks.exchange("gradients present", has), strict=True)
+            )
         present = [parameter for parameter, flag in zip(params, has, strict=True) if flag]
         if not present:
             self._forget(optimizer)
@@ -137,7 +139,7 @@ class Stepper:
                 raise RuntimeFault(
                     f"fp16 gradients overflow at step {self.ranks.step} whatever the loss scale",
                     why=f"the scale fell to {self.scaler.get_scale():g}",
-                    do="train with --precision bf16 or fp32, or a smaller learning rate; the last checkpoint is kept",
+                    do="train with --precision bf16 or a smaller learning rate; the last checkpoint is kept",
                 )
 
     def share_buffers(self) -> None:
@@ -165,7 +167,7 @@ class Stepper:
         self._in_a_row = dict(enumerate(state["in_a_row"]))
         self._keep_buffers()
 
-    # -- private ------------------------------------------------------------------------------------------------
+    # -- private -----------------------------------------------------------------------------------
 
     def _index(self, optimizer: torch.optim.Optimizer) -> int:
         for index, known in enumerate(self._order):
@@ -175,7 +177,11 @@ class Stepper:
         return len(self._order) - 1
 
     def _skip(self, optimizer: torch.optim.Optimizer, index: int, reason: str, norm: float) -> StepInfo:
-        mine = [case for _, cases in self._bad for case in cases] if reason == "non-finite loss" else self._window
+        mine = (
+            [case for _, cases in self._bad for case in cases]
+            if reason == "non-finite loss"
+            else self._window
+        )
         every = self.ranks.exchange("skipped step", list(dict.fromkeys(mine)))
         ranks = [rank for rank, cases in enumerate(every) if cases]
         cases = list(dict.fromkeys(case for found in every for case in found))
@@ -193,7 +199,7 @@ class Stepper:
             raise RuntimeFault(
                 f"{reason} {row} times in a row, at step {self.ranks.step}{named}",
                 why="no such step was applied; the last checkpoint holds a good state",
-                do="check these cases with medrl data check, or train with a smaller learning rate or --precision fp32",
+                do="medrl data check, a smaller learning rate, or --precision fp32",
             )
         return StepInfo(applied=False, grad_norm=norm, reason=reason)
 
