@@ -135,6 +135,8 @@ class OptimConfig(Block):
     """Steps over which the rate rises linearly to its full value."""
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     """Where `multistep` falls, as parts of the run. Upstream 150, 180, 210 of 240."""
+    init_scope: Literal["encoder", "all"] = "all"
+    """What ``--init-from`` fills: the encoder, or every tensor that fits."""
 
 
 class AugmentConfig(Block):
@@ -164,6 +166,8 @@ class WeightingConfig(Block):
     scope: Literal["dataset", "case"] = "dataset"
     """The logit quality is the mean over the labelled training cases, or each case's own (unlabelled
     cases take the mean)."""
+    cases: int = Field(default=20, ge=0)
+    """At most so many labelled cases measure the quality; 0 = all."""
     floor: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Part of the weight that is shared equally, so that no teacher is lost; `reinforce` uses at least
     0.01."""
@@ -172,34 +176,40 @@ class WeightingConfig(Block):
 class AgentConfig(Block):
     """The policy of weighting `reinforce` and its reward."""
 
+    policy: Literal["free", "state"] = "free"
+    """`free` learns one number for each teacher; `state` is a network that sees the teachers' features,
+    likeness, quality and disagreement on each batch (upstream)."""
     kappa: float = Field(default=20.0, gt=0.0)
     """Concentration of the Dirichlet policy around its mean."""
-    lr: float = Field(default=0.001, gt=0.0)
-    """Learning rate of the policy (Adam). Upstream `--agent-lr`, SGD."""
-    interval: int = Field(default=50, ge=1)
-    """Training steps in an episode. Upstream `--agent-update-interval`."""
-    gamma: float = Field(default=0.95, ge=0.0, le=1.0)
-    """Discount of later rewards. Upstream `--reward-gamma`."""
-    terminal: bool = True
-    """End an episode with 100·(Dice on the reward split − its running mean). Upstream `--use-episode-
-    reward`."""
-    entropy: float = Field(default=0.001, ge=0.0)
+    lr: float = Field(default=0.05, gt=0.0)
+    """Learning rate of the policy (Adam). Upstream `--agent-lr` 1e-3 with SGD."""
+    interval: int = Field(default=10, ge=1)
+    """Measured steps in an episode. Upstream `--agent-update-interval` 50."""
+    gamma: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Discount of later rewards. Upstream `--reward-gamma` 0.95."""
+    terminal: bool = False
+    """End an episode with 100·(Dice on the reward split - its running mean). Upstream
+    `--use-episode-reward`."""
+    entropy: float = Field(default=1e-3, ge=0.0)
     """Weight of the entropy bonus."""
     baseline_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Memory of the running baseline across episodes."""
-    minibatch: int = Field(default=4, ge=1)
-    """Steps of an episode in one policy update."""
+    scale: Literal["episode", "running"] = "running"
+    """Returns are divided by their deviation within the episode, or by its running mean."""
     clip_norm: float = Field(default=1.0, ge=0.0)
     """Largest gradient norm of the policy; 0 = no limit."""
     reward_alpha: float = Field(default=0.7, ge=0.0, le=1.0)
-    """α in α·100·(Dice − ensemble Dice) − (1−α)·CE. Upstream `--reward-alpha`."""
+    """α in α·100·(Dice - ensemble Dice) - (1-α)·CE. Upstream `--reward-alpha`."""
+    reward_cases: int = Field(default=2, ge=1)
+    """Cases of the reward split on which one episode measures its rewards; the next takes the next ones."""
     reward_every: int = Field(default=1, ge=1)
-    """Measure the reward after every so many steps."""
+    """Measure the reward at every so many steps; the others are not learned from."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the weights pass from the prior to the policy; as many as the run has, or more,
     switch the agent off."""
     disagreement: bool = True
-    """Show the policy each teacher's distance from the mean. Upstream `--use-disagreement-reward`."""
+    """Show a `state` policy each teacher's distance from the mean. Upstream
+    `--use-disagreement-reward`."""
     random_reward: bool = False
     """Control experiment: the reward is white noise."""
 

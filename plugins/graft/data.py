@@ -20,6 +20,7 @@ from .config import AugmentConfig, GraftConfig
 from .features import TeacherFolder, open_teachers
 from .plans import SamplePlan, read_statistics
 from .samples import CaseStore, SampleSet, mask_path
+from .weighting import agent_is_off
 from .windows import MASK_DEPTH, Size, rounded_up
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
     )
     labelled, unlabelled = _labelled(cfg, split.train, store)
     reward: tuple[Case, ...] = ()
-    if teachers and cfg.weighting.mode == "reinforce" and cfg.split.reward > 0:
+    if teachers and agent_acts(cfg) and cfg.split.reward > 0:
         labelled, reward = _reward_cases(cfg, labelled, store)
     if not teachers:
         unlabelled = ()
@@ -161,6 +162,11 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
         reward=reward,
         val=split.val,
     )
+
+
+def agent_acts(cfg: GraftConfig) -> bool:
+    """Whether the run has an agent: weighting `reinforce` with a warm-up shorter than the run."""
+    return cfg.weighting.mode == "reinforce" and not agent_is_off(cfg.agent.warmup, cfg.train.max_steps)
 
 
 def resolve_plan(

@@ -5,6 +5,7 @@ Source: specification §4: total = ce·L_sup + kd·L_kd + feat·L_feat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from . import losses
 from .config import GraftConfig
+from .features import LOGITS
 from .losses import Projections
 from .models import StudentOutput, tap
 from .regions import Target, teacher_probabilities
@@ -33,7 +35,11 @@ class Objective:
     taps: tuple[str, ...]
 
     def __call__(
-        self, output: StudentOutput, batch: Batch, projections: Projections | None, weights: Tensor | None
+        self,
+        output: StudentOutput,
+        batch: Batch,
+        projections: Projections | None,
+        weights: Mapping[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to go back through and its parts for the log.
 
@@ -41,20 +47,25 @@ class Objective:
             output: The student on the batch.
             batch: Images, labels and what the teachers say.
             projections: Maps to the teachers' features; None without feature distillation.
-            weights: ``(B, N)`` of the teachers, constants; None without teachers.
+            weights: ``(B, N)`` of the teachers, constants, for each tap and for ``logits``; empty without
+                teachers.
         """
         supervised = self.supervised(output, batch)
         total = self.cfg.loss.weight * supervised
+        value = total.detach()
         parts = {"loss_supervised": supervised.detach()}
-        if weights is not None and projections is not None and self.taps:
+        if projections is not None and self.taps:
             for_student, reported = self.features(output, batch, projections, weights)
             total = total + self.cfg.distill.feature_weight * for_student
+            value = value + self.cfg.distill.feature_weight * reported.detach()
             parts["loss_features"] = reported.detach()
-        if weights is not None and self.cfg.distill.logit_weight > 0:
-            logits = losses.weighted_sum(self.logit_losses(output, batch), weights)
+        if LOGITS in weights:
+            logits = losses.weighted_sum(self.logit_losses(output, batch), weights[LOGITS])
             total = total + self.cfg.distill.logit_weight * logits
+            value = value + self.cfg.distill.logit_weight * logits.detach()
             parts["loss_logits"] = logits.detach()
-        return total, parts
+        # Under equal speed the number to go back through is not the weighted loss; the log shows the latter.
+        return total, {"loss": value, **parts}
 
     def supervised(self, output: StudentOutput, batch: Batch) -> Tensor:
         """The loss against the labels of the labelled samples; a zero with a graph if there is none."""
@@ -68,7 +79,11 @@ class Objective:
         return losses.deep_supervised(loss, [logits[chosen] for logits in output.logits], truth)
 
     def features(
-        self, output: StudentOutput, batch: Batch, projections: Projections, weights: Tensor
+        self,
+        output: StudentOutput,
+        batch: Batch,
+        projections: Projections,
+        weights: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The weighted feature loss over taps: what to go back through, and its value."""
         distill = self.cfg.distill
@@ -78,7 +93,9 @@ class Objective:
         for name in self.taps:
             teachers = batch.features[name]
             sizes = [tuple(features.shape[2:]) for features in teachers]
-            projected = projections(name, tap(output, name), sizes, weights if distill.equal_speed else None)
+            projected = projections(
+                name, tap(output, name), sizes, weights[name] if distill.equal_speed else None
+            )
             each = torch.stack(
                 [
                     distance(mine, theirs, None if masks is None else masks[i])
@@ -87,9 +104,9 @@ class Objective:
                 dim=1,
             )
             if distill.equal_speed:
-                loss, value = losses.equal_speed_loss(each, weights)
+                loss, value = losses.equal_speed_loss(each, weights[name])
             else:
-                loss = value = losses.weighted_sum(each, weights)
+                loss = value = losses.weighted_sum(each, weights[name])
             factor = distill.neg2_weight if name == "neg2" else 1.0
             total, reported = total + factor * loss, reported + factor * value
         return total, reported

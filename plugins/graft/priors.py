@@ -1,0 +1,116 @@
+"""What is known about the teachers before training: their quality on the labelled cases, and weights from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medrl.core.errors import DataError
+
+from .config import GraftConfig
+from .data import GraftData, stratified
+from .features import LOGITS
+from .samples import Batch, collate
+from .weighting import (
+    from_quality,
+    probe_qualities,
+    teacher_quality,
+    uniform,
+    with_floor,
+)
+
+MIN_FLOOR = 0.01
+"""Least floor of weighting `reinforce`: a teacher without weight can never prove itself again."""
+
+
+class Priors(nn.Module):
+    """Qualities and starting weights of the teachers; buffers only, so that ranks share and checkpoints keep them.
+
+    Args:
+        teachers: N.
+        kinds: What is weighed: taps, and ``logits``.
+
+    Attributes:
+        quality: ``(N,)`` Dice of the logits on the labelled cases.
+    """
+
+    quality: Tensor
+
+    def __init__(self, teachers: int, kinds: Sequence[str]) -> None:
+        super().__init__()
+        self.kinds = tuple(kinds)
+        self.register_buffer("quality", torch.zeros(teachers))
+        for kind in self.kinds:
+            self.register_buffer(f"quality_{kind}", torch.zeros(teachers))
+            self.register_buffer(f"weights_{kind}", uniform(teachers)[0])
+
+    def weights(self, kind: str) -> Tensor:
+        """Starting weights ``(N,)`` of a tap or of the logits."""
+        found: Tensor = self.get_buffer(f"weights_{kind}")
+        return found
+
+    def batch(self, size: int) -> dict[str, Tensor]:
+        """Starting weights of a batch, ``(B, N)`` by kind."""
+        return {kind: self.weights(kind).expand(size, -1) for kind in self.kinds}
+
+
+@torch.no_grad()
+def measure(cfg: GraftConfig, data: GraftData, kinds: Sequence[str]) -> Priors:
+    """Measure the teachers on labelled training cases and set the starting weights.
+
+    Without anything to weigh nothing is measured.
+
+    Raises:
+        DataError: Weighting by quality without a labelled case, or a feature file does not fit.
+    """
+    if not kinds:
+        return Priors(1, ())
+    mode = cfg.weighting.prior if cfg.weighting.mode == "reinforce" else cfg.weighting.mode
+    priors = Priors(len(data.teachers), kinds)
+    if not data.labelled:
+        if mode != "uniform":
+            raise DataError(
+                f"weighting '{mode}'", why="no training case has a label", do="--weighting uniform"
+            )
+        return priors
+    cases = data.labelled
+    if 0 < cfg.weighting.cases < len(cases):
+        cases = stratified(cases, cfg.weighting.cases, cfg.train.seed, "quality", data.store)
+    found = data.samples(cases, teachers=True)
+    samples = [found[k] for k in range(len(found))]
+    scores = [batch_quality(collate([sample]), data)[0] for sample in samples]
+    priors.quality.copy_(torch.stack(scores).mean(dim=0))
+    floor = floor_of(cfg)
+    for kind in kinds:
+        quality, temperature = priors.quality, cfg.weighting.temperature
+        if mode == "probe" and kind != LOGITS:
+            quality, temperature = _probe(data, samples, kind), cfg.weighting.probe_temperature
+        priors.get_buffer(f"quality_{kind}").copy_(quality)
+        if mode != "uniform":
+            weights = with_floor(from_quality(quality, temperature=temperature), floor)
+            priors.weights(kind).copy_(weights)
+    return priors
+
+
+def floor_of(cfg: GraftConfig) -> float:
+    """Part of the weight that is shared equally."""
+    return max(cfg.weighting.floor, MIN_FLOOR) if cfg.weighting.mode == "reinforce" else cfg.weighting.floor
+
+
+def batch_quality(batch: Batch, data: GraftData) -> Tensor:
+    """Dice of each teacher's logits on each sample of a batch, ``(B, N)``; meaningless where unlabelled."""
+    target = data.plan.target
+    return teacher_quality(batch.logits, target.encode(batch.label), target)
+
+
+def _probe(data: GraftData, samples: Sequence[Mapping[str, Any]], tap: str) -> Tensor:
+    """Probe quality of each teacher's features, ``(N,)``."""
+    labels: list[Tensor] = [sample["label"] for sample in samples]
+
+    def reader(teacher: int) -> Callable[[int], Tensor]:
+        return lambda k: samples[k]["features"][tap][teacher].float()
+
+    return probe_qualities([reader(teacher) for teacher in range(len(data.teachers))], labels)
