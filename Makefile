@@ -14,11 +14,11 @@ STAMP := $(VENV)/.medrl-installed
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format wheel typecheck clean
+.PHONY: help install demo test lint format wheel typecheck docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile | sed -n '1,2p'
-	@echo 'also: make install | lint | format | typecheck | wheel | clean'
+	@echo 'also: make install | lint | format | typecheck | docs | wheel | clean'
 
 install: $(STAMP)
 
@@ -38,7 +38,6 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -47,6 +46,9 @@ format: $(STAMP)
 wheel: $(STAMP)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist .
+
+docs: $(STAMP)
+	$(BIN)/python -c 'from pathlib import Path; from medrl.core.hookspecs import reference; Path("docs/hooks.md").write_text(reference())'
 
 # Type checkers cannot follow the editable installation, so what ships is checked: the installed wheel.
 typecheck: wheel

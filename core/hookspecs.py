@@ -10,6 +10,8 @@ they return is ignored, and an observer that raises is switched off with one war
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,3 +214,16 @@ def medrl_run_finished(run: Any, outcome: str) -> None:
         def medrl_run_finished(run, outcome):
             (run.dir / "outcome.txt").write_text(outcome)
     """
+
+
+def reference() -> str:
+    """Return the reference of all hooks as Markdown, made from their specifications."""
+    lines = ["# Hooks", "", "Made by `make docs` from `core/hookspecs.py`; the tests run every example.", ""]
+    lines += [*(__doc__ or "").strip().splitlines()[2:], ""]
+    for name, function in globals().items():
+        if not name.startswith("medrl_"):
+            continue
+        text, _, example = (inspect.getdoc(function) or "").partition("Example::")
+        lines += [f"## `{name}({', '.join(inspect.signature(function).parameters)})`", "", text.strip(), ""]
+        lines += ["```python", textwrap.dedent(example).strip(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"

@@ -149,6 +149,11 @@ def test_every_hook_is_described_in_one_first_line_and_typed():
         assert all(item.annotation is not inspect.Parameter.empty for item in signature.parameters.values())
 
 
+def test_the_reference_in_the_documentation_is_that_of_the_code():
+    page = Path(__file__).parents[2] / "docs" / "hooks.md"
+    assert page.read_text() == hookspecs.reference(), "run: make docs"
+
+
 def test_the_front_door_for_plugins_imports_nothing_heavy():
     code = (
         "import sys; from medrl.core import hookimpl, PluginInfo, config_option;"
