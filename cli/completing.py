@@ -11,6 +11,9 @@ from click.shell_completion import CompletionItem
 from medrl.cli.session import manager_of
 from medrl.core.errors import MedrlError
 
+METHOD_KEY = "medrl.method"
+"""Where a method command leaves ``(method, click command)`` in the context, once both are known."""
+
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -90,5 +93,6 @@ def complete_registry_keys(
 
 
 def _method(ctx: click.Context) -> str | None:
-    method = ctx.params.get("method")
+    found = ctx.meta.get(METHOD_KEY)
+    method = found[0] if found else ctx.params.get("method")
     return method if isinstance(method, str) and manager_of(ctx).knows(method) else None

@@ -212,6 +212,11 @@ def number(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """Return ``1 case`` or ``2 cases``."""
+    return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
 def size(count: int | float) -> str:
     """Return a number of bytes for people."""
     value = float(count)

@@ -187,7 +187,7 @@ def split(
 @click.option(
     "--label", "labels", multiple=True, metavar="NAME=VALUE", help="Name a label value. Repeatable."
 )
-@click.option("--channels", type=ListType(metavar="NAME,…"), default=None, help="Names of the channels.")
+@click.option("--channels", type=ListType(), metavar="A,B", default=None, help="Names of the channels.")
 def convert(
     src: Path, dst: Path, source: str, labels: tuple[str, ...], channels: tuple[str, ...] | None
 ) -> None:

@@ -38,9 +38,7 @@ def describe(manager: PluginManager, method: str, planned: Planned, shared: Mapp
     }
     if shared["init_from"] is not None:
         facts["start from"] = str(shared["init_from"])
-    screen = console()
-    screen.facts(facts)
-    screen.say("nothing was written")
+    console().facts(facts)
 
 
 def _data(config: Any) -> dict[str, str]:

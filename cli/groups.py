@@ -142,8 +142,17 @@ def method_rows(ctx: click.Context) -> list[tuple[str, str]]:
 
 
 def hoisted(args: Sequence[str]) -> list[str]:
-    """Move the global flags to the front, wherever they were given; what follows ``--`` stays."""
+    """Move the global options to the front, wherever they were given; what follows ``--`` stays."""
     end = args.index("--") if "--" in args else len(args)
     before, after = list(args[:end]), list(args[end:])
-    flags = [arg for arg in before if arg in EVERYWHERE]
-    return [*flags, *(arg for arg in before if arg not in EVERYWHERE), *after]
+    flags: list[str] = []
+    rest: list[str] = []
+    words = iter(before)
+    for word in words:
+        if word in EVERYWHERE or word.startswith("--plugins-file="):
+            flags.append(word)
+        elif word == "--plugins-file":
+            flags += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return [*flags, *rest, *after]

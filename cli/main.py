@@ -63,9 +63,15 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
 @click.option("--plain", is_flag=True, help="No colours, no bars: one line at a time.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
-    "--plugins-file", type=click.Path(path_type=Path, dir_okay=False), help="A plugins.toml to use instead."
+    "--plugins-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,  # --help lists the plugins too
+    metavar="FILE",
+    help="A plugins.toml to use instead.",
 )
-@click.option("--no-third-party", is_flag=True, help="Use only the plugins that medrl brings itself.")
+@click.option(
+    "--no-third-party", is_flag=True, is_eager=True, help="Use only the plugins that medrl brings itself."
+)
 def root(
     quiet: bool,
     verbose: int,

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from medrl.cli.completing import complete_methods
+from medrl.cli.completing import METHOD_KEY, complete_methods
 from medrl.cli.groups import EVERYWHERE
 from medrl.cli.session import manager_of
 from medrl.core.errors import ConfigError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
-
-_KEY = "medrl.method"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class MethodCommand(click.Command):
         values = dict(ctx.params)
         values.pop("method", None)
         call = Call(
-            method=ctx.meta[_KEY][0],
+            method=ctx.meta[METHOD_KEY][0],
             manager=manager_of(ctx),
             command=command,
             shared={name: value for name, value in values.items() if name not in own_names},
@@ -117,7 +115,7 @@ class MethodCommand(click.Command):
 
     def command_of(self, ctx: click.Context) -> click.Command | None:
         """Return the click command of the method, once it is known."""
-        found = ctx.meta.get(_KEY)
+        found = ctx.meta.get(METHOD_KEY)
         return cast(click.Command, found[1]) if found else None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -126,21 +124,29 @@ class MethodCommand(click.Command):
         if command is None:
             super().format_options(ctx, formatter)
             with formatter.section("Options of a method"):
-                formatter.write_text(f"{ctx.command_path} METHOD --help shows them too. {self._known(ctx)}")
+                formatter.write_text(f"{ctx.command_path} METHOD --help shows them; {self._known(ctx)}")
             return
         own = [record for item in command.params if (record := item.get_help_record(ctx)) is not None]
         if own:
-            with formatter.section(f"Options of {ctx.meta[_KEY][0]}"):
+            with formatter.section(f"Options of {ctx.meta[METHOD_KEY][0]}"):
                 formatter.write_dl(own)
         own_names = {item.name for item in command.params}
-        shared = [item for item in self.get_params(ctx) if item.name not in own_names]
+        shared = [item for item in self.get_params(ctx) if item.name not in {*own_names, "method"}]
         with formatter.section("Options of every method"):
             formatter.write_dl([r for item in shared if (r := item.get_help_record(ctx)) is not None])
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Show METHOD as it is written, or the method that was named."""
-        found = ctx.meta.get(_KEY)
-        return [found[0] if found else "METHOD", "[OPTIONS]"]
+        """Show METHOD where none was named yet."""
+        return ["[OPTIONS]"] if self.command_of(ctx) is not None else ["METHOD", "[OPTIONS]"]
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, and what the method says about it."""
+        super().format_help_text(ctx, formatter)
+        command = self.command_of(ctx)
+        if command is not None and command.help:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(f"{ctx.meta[METHOD_KEY][0]}: {command.help}")
 
     def _known(self, ctx: click.Context) -> str:
         return "known methods: " + (", ".join(manager_of(ctx).names()) or "none")
@@ -206,7 +212,8 @@ class MethodCommand(click.Command):
                     why=f"its option {clash[0] if clash else item.name} is one that every method has",
                     do=f"rename that option in the plugin '{method}'",
                 )
-        ctx.meta[_KEY] = (method, command)
+        ctx.meta[METHOD_KEY] = (method, command)
+        ctx.info_name = f"{self.name} {method}"
 
 
 def existing(path: Path | None, *, option: str) -> Path | None:

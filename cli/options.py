@@ -49,15 +49,13 @@ class ListType(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 
     Args:
         choices: The words allowed; none means any.
-        metavar: How the help shows it.
         number: Turn each word into a whole number.
     """
 
     name = "list"
 
-    def __init__(self, *choices: str, metavar: str = "A,B", number: bool = False) -> None:
+    def __init__(self, *choices: str, number: bool = False) -> None:
         self.choices = choices
-        self.name = metavar
         self.number = number
 
     def convert(
@@ -127,7 +125,12 @@ def train_options() -> list[click.Parameter]:
             shell_complete=complete_presets,
             help="Values that belong together: smoke, small, paper, legacy.",
         ),
-        option(["--fold"], type=FoldType(), help="Validation fold from 0, or all, one run after the other."),
+        option(
+            ["--fold"],
+            type=FoldType(),
+            metavar="K|all",
+            help="Validation fold from 0, or all, one run after the other.",
+        ),
         ConfigOption(
             ["--exclude"],
             config_key="data.exclude",
@@ -145,7 +148,13 @@ def train_options() -> list[click.Parameter]:
             default=None,
             help="Only deterministic algorithms.",
         ),
-        ConfigOption(["--device"], config_key="train.device", type=DeviceType(), help="Where to compute."),
+        ConfigOption(
+            ["--device"],
+            config_key="train.device",
+            type=DeviceType(),
+            metavar="DEVICE",
+            help="auto, cpu, cuda, cuda:1 or mps.",
+        ),
         option(
             ["--devices"], type=POSITIVE, metavar="N", help="N processes, one a device, through torchrun."
         ),
@@ -194,7 +203,8 @@ def train_options() -> list[click.Parameter]:
         ConfigOption(
             ["--log"],
             config_key="train.log",
-            type=ListType(*SINKS, metavar="jsonl,tensorboard"),
+            type=ListType(*SINKS),
+            metavar="jsonl,tensorboard",
             help="Where metrics go; jsonl is always written.",
         ),
         option(["--print-config"], is_flag=True, help="Print every value with its origin, and stop."),
@@ -211,7 +221,14 @@ def compute_options() -> list[click.Parameter]:
     """Return where and how a prediction computes."""
     option = click.Option
     return [
-        option(["--device"], type=DeviceType(), default="auto", show_default=True, help="Where to compute."),
+        option(
+            ["--device"],
+            type=DeviceType(),
+            metavar="DEVICE",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda, cuda:1 or mps.",
+        ),
         option(
             ["--threads"],
             type=NATURAL,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from medrl.cli.completing import complete_runs
-from medrl.cli.console import console
+from medrl.cli.console import console, counted
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import ANY_PATH, FILE, FOLDER, ListType, PartType, compute_options
 from medrl.cli.progress import case_progress
@@ -80,7 +80,7 @@ def say_outcome(outcome: Any, output: Path) -> int:
     done, failed = list(getattr(outcome, "done", ())), getattr(outcome, "failed", {})
     for case, why in dict(failed).items():
         screen.line(f"{screen.style('failed', fg='red')}: case {case}: {why}")
-    screen.say(f"{len(done)} cases in {output}" + (f", {len(failed)} failed" if failed else ""))
+    screen.say(f"{counted(len(done), 'case')} in {output}" + (f", {len(failed)} failed" if failed else ""))
     report = getattr(outcome, "report", None)
     if report is not None:
         screen.say(f"report: {report}")
@@ -149,7 +149,7 @@ def _options() -> list[click.Parameter]:
             help="Run folder, checkpoint, or folder of runs, one a fold. Repeat it to average several.",
         ),
         option(
-            ["--folds"], type=ListType(metavar="0,1", number=True), help="Use only these folds of --model."
+            ["--folds"], type=ListType(number=True), metavar="0,1", help="Use only these folds of --model."
         ),
         option(["--tta/--no-tta"], default=False, show_default=True, help="Average over mirrored views."),
         option(
@@ -185,8 +185,8 @@ predict = Predict(
     params=_options(),
     help=(
         "Segment images with a trained model.\n\nMETHOD may be left out: the checkpoint knows it. A case "
-        "that fails is reported and the others are done; the exit code is 3 then. Results have the grid of their "
-        "input."
+        "that fails is reported and the others are done; the exit code is 3 then. Results have the "
+        "grid of their input."
     ),
     short_help="Segment images with a trained model.",
 )

@@ -42,6 +42,10 @@ def chosen_metrics(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} {number(numbers[key])}" for key in best)
 
 
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 class _Counter:
     """Counts towards a total and shows it; used through `training_progress` and `case_progress`."""
 
@@ -84,7 +88,7 @@ class _Counter:
             text += f"  {self._note}"
         if done > first and now > start:
             rate = (done - first) / (now - start)
-            text += f"  {rate:.3g} {self._unit}s/s"
+            text += f"  {_rate(rate)} {self._unit}s/s"
             if done < total:
                 text += f"  {duration((total - done) / rate)} left"
         self._screen.line(text)
@@ -108,7 +112,7 @@ class _Counter:
             self._task = self._bar.add_task("", total=total, completed=done, rate="", note=self._note)
         start, first = self._first or (self._clock(), done)
         spent = self._clock() - start
-        rate = f"{(done - first) / spent:.3g}/s" if done > first and spent > 0 else ""
+        rate = f"{_rate((done - first) / spent)}/s" if done > first and spent > 0 else ""
         self._bar.update(self._task, completed=done, total=total, rate=rate, note=self._note)
 
 

@@ -25,7 +25,7 @@ from medrl.core.errors import EXIT_OK, CheckpointError, ConfigError, MedrlError
 @click.argument("run", type=ANY_PATH, shell_complete=complete_runs)
 @click.option("--extend-to", type=POSITIVE, metavar="N", help="Go on to this number of steps in all.")
 @click.option("--devices", type=POSITIVE, metavar="N", help="Number of ranks.  [default: as before]")
-@click.option("--device", type=DeviceType(), help="Compute somewhere else than before.")
+@click.option("--device", type=DeviceType(), metavar="DEVICE", help="Compute somewhere else than before.")
 @click.pass_context
 def resume(
     ctx: click.Context, run: Path, extend_to: int | None, devices: int | None, device: str | None

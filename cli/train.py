@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import click
 
-from medrl.cli.console import console, rank
+from medrl.cli.console import console, number, rank
 from medrl.cli.launch import inside_launcher, launch, launcher_token
 from medrl.cli.layers import FAST_DEV_RUN, config_with_origins, flag_layers, resolve_all
 from medrl.cli.method_command import Call, MethodCommand, existing
@@ -63,8 +64,11 @@ class Train(MethodCommand):
             if shared["dry_run"]:
                 from medrl.cli.dry_run import describe
 
-                for planned in plan:
+                for index, planned in enumerate(plan, start=1):
+                    if len(plan) > 1:
+                        console().heading(f"run {index} of {len(plan)}")
                     describe(call.manager, call.method, planned, shared)
+                console().say("nothing was written")
                 return EXIT_OK
             return train_all(call, plan)
         finally:
@@ -289,6 +293,7 @@ def say_result(call: Call, planned: Planned) -> None:
 def summary(codes: list[tuple[Planned, int]]) -> None:
     """Write the table of several runs."""
     rows = []
+    best: list[float] = []
     for planned, code in codes:
         facts = read_run(planned.run_dir) if (planned.run_dir / "manifest.json").is_file() else RunFacts()
         config = planned.resolved.config
@@ -302,7 +307,13 @@ def summary(codes: list[tuple[Planned, int]]) -> None:
                 str(planned.run_dir),
             ]
         )
+        best += [facts.best[1]] if facts.best is not None else []
     console().table(["fold", "seed", "status", "step", "best", "run"], rows, right=(0, 1, 3))
+    if len(best) > 1:
+        text = (
+            f"best: mean {number(fmean(best))}, standard deviation {number(stdev(best))} of {len(best)} runs"
+        )
+        console().say(text)
 
 
 train = Train(

@@ -1,0 +1,1 @@
+"""A method without arithmetic, for tests of the command line."""
