@@ -5,11 +5,9 @@ Colours and bars appear on a terminal only; ``--plain``, ``NO_COLOR`` or a pipe 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +159,8 @@ def start_console() -> Console:
 
 def write_json(value: Any) -> None:
     """Write machine output: one JSON document on stdout."""
+    import json
+
     if rank() == 0:
         click.echo(json.dumps(plain_values(value), indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -187,6 +187,8 @@ def plain_values(value: Any) -> Any:
 
 def wrapped(text: str, *, width: int, indent: str) -> list[str]:
     """Return a text in lines of at most `width`, the later ones indented; long words stay whole."""
+    import textwrap
+
     lines: list[str] = []
     for part in text.splitlines() or [""]:
         lines += textwrap.wrap(

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -99,6 +98,8 @@ def _joined(text: str, width: int, indent: str = "       ") -> str:
 
 def _trace(console: Console, error: BaseException) -> None:
     if console.debug:
+        import traceback
+
         click.echo("".join(traceback.format_exception(error)), err=True)
 
 

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import click
@@ -310,6 +309,8 @@ def summary(codes: list[tuple[Planned, int]]) -> None:
         best += [facts.best[1]] if facts.best is not None else []
     console().table(["fold", "seed", "status", "step", "best", "run"], rows, right=(0, 1, 3))
     if len(best) > 1:
+        from statistics import fmean, stdev
+
         text = (
             f"best: mean {number(fmean(best))}, standard deviation {number(stdev(best))} of {len(best)} runs"
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 pytestmark = pytest.mark.ddp
 TOY = str(Path(__file__).parent / "toy")
 

@@ -1,5 +1,6 @@
 import json
 import resource
+from itertools import pairwise
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_every_area_is_examined_and_a_broken_plugin_is_a_problem_with_a_fix(medr
 def test_each_problem_has_one_fix_command(medrl):
     answer = medrl("doctor")
     lines = answer.err.splitlines()
-    for line, below in zip(lines, lines[1:], strict=False):
+    for line, below in pairwise(lines):
         if line.startswith("problem"):
             assert below.startswith("         do: ")
 

@@ -243,7 +243,6 @@ def test_progress_is_plain_lines_without_a_terminal(medrl):
 
 def test_an_option_of_a_method_that_hides_a_shared_one_is_a_defect_of_the_plugin(medrl, monkeypatch):
     import click
-
     import medrl_toy.commands as commands
 
     clash = click.Option(["--seed"])
