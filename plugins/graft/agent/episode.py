@@ -46,16 +46,20 @@ class TraceEpisode:
     def __len__(self) -> int:
         return len(self.rewards)
 
-    def add(self, log_prob: Tensor, entropy: Tensor, reward: float) -> None:
-        """Take in one step: log π of the action and the entropy (scalars with a graph), and its reward."""
-        score = self._gradient(log_prob, retain=True)
-        spread = self._gradient(entropy, retain=False)
+    def add(self, log_prob: Tensor, entropy: Tensor | None, reward: float) -> None:
+        """Take in one step: log π of the action and the entropy (scalars with a graph), and its reward.
+
+        Without an entropy bonus, `entropy` is None and costs no backward pass.
+        """
+        score = self._gradient(log_prob, retain=entropy is not None)
+        spread = None if entropy is None else self._gradient(entropy, retain=False)
         with torch.no_grad():
             for i, gradient in enumerate(score):
                 self.trace[i].mul_(self.gamma).add_(gradient)
                 self.weighted[i].add_(self.trace[i], alpha=reward)
                 self.score[i].add_(gradient)
-                self.entropy[i].add_(spread[i])
+                if spread is not None:
+                    self.entropy[i].add_(spread[i])
         self.rewards.append(reward)
 
     def returns(self, terminal: float = 0.0) -> Tensor:

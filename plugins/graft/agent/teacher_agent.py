@@ -171,7 +171,8 @@ class TeacherAgent:
         """
         if not math.isfinite(reward):
             return
-        self.episode.add(action.log_prob, action.entropy, float(reward))
+        spread = action.entropy if self.settings.entropy > 0 else None
+        self.episode.add(action.log_prob, spread, float(reward))
         for name, raw in action.raw.items():
             tracker = self.correlation.setdefault(name, Correlation(raw.shape[1]))
             tracker.update((raw - action.mean[name]).mean(dim=0), float(reward))
@@ -193,7 +194,7 @@ class TeacherAgent:
         known = self.baseline.updates > 0
         baseline = self.baseline.value if known else float(returns.mean())
         deviation = float((returns - baseline).square().mean().sqrt())
-        scale = self._scale(returns, deviation)
+        scale = self._scale(returns)
         advantage = (float(returns.mean()) - baseline) / scale
         limit = self.settings.clip
         if steps == 1 and limit > 0 and abs(advantage) > limit:
@@ -238,11 +239,12 @@ class TeacherAgent:
         except KeyError as error:
             raise CheckpointError("agent", why=f"the checkpoint lacks {error}") from error
 
-    def _scale(self, returns: Tensor, deviation: float) -> float:
-        """What advantages are divided by; 1 where nothing is known yet."""
+    def _scale(self, returns: Tensor) -> float:
+        """What advantages are divided by; 1 where there is no spread, as rounding is no signal."""
+        spread = float(returns.std()) if len(returns) > 1 else 0.0
         if self.settings.scale == "running":
-            return self.spread.value + 1e-8 if self.spread.updates and self.spread.value > 0 else 1.0
-        return float(returns.std()) + 1e-8 if len(returns) > 1 else 1.0
+            spread = self.spread.value
+        return spread if spread > 1e-6 * float(returns.abs().max()) else 1.0
 
 
 class Correlation:
