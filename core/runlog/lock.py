@@ -97,15 +97,16 @@ class RunLock:
         os.close(fd)
 
     def owner(self) -> dict[str, Any]:
-        """Return who holds the lock (pid, host, start), or an empty mapping."""
+        """Return who holds the lock (pid, host, start); empty for nobody, and for a dead process of this host."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return {}
         try:
-            return _read(fd)
+            owner = _read(fd)
         finally:
             os.close(fd)
+        return {} if owner.get("host") == socket.gethostname() and not _alive(owner) else owner
 
     def _lock(self, fd: int, deadline: float) -> bool:
         """Take the kernel's lock; return False where the file system has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sized
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -111,7 +112,14 @@ class ResumableLoader(Generic[T]):
         done, batches = int(state["done"]), int(state["batches"])
         epoch, inside = divmod(done, batches)
         self._done = done if batches == len(self) else epoch * len(self) + inside * len(self) // batches
-        self._endless = None
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; the next batch starts new ones at the same position."""
+        workers, self._endless = self._endless, None
+        shut_down: Callable[[], None] | None = getattr(workers, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
     def order(self, epoch: int) -> list[int]:
         """Return the order of all samples in an epoch, the same on every rank."""
@@ -187,7 +195,9 @@ class _Batches:
     """Batches of ``(sample, seed)`` keys from a position on."""
 
     def __init__(self, loader: ResumableLoader[Any], start: int, *, endless: bool) -> None:
-        self._loader = loader
+        self._loader = weakref.proxy(
+            loader
+        )  # a cycle would delay the end of the workers until garbage collection
         self._start = start
         self._end = None if endless else start + len(loader)
 

@@ -74,6 +74,8 @@ class Runtime:
         self.train = job.config.train
         self.total_steps = int(self.train.max_steps)
         self.best_metric: float | None = None
+        self.best_step = 0
+        self.best_name = "metric"
         self.completed = 0
         self._stop = stop
         self._precision = str(self.train.precision)
@@ -364,7 +366,7 @@ class Runtime:
         self._latest.update(values)
         self._observe("medrl_metrics_logged", run=self.run, step=step, metrics=values)
 
-    def best(self, step: int, metric: float, *, maximise: bool = True) -> bool:
+    def best(self, step: int, metric: float, *, maximise: bool = True, name: str = "metric") -> bool:
         """Save ``best.pt`` if the main rank's metric is better than ever before; return whether it was.
 
         A metric that is not finite is never the best.
@@ -373,7 +375,7 @@ class Runtime:
         before = self.best_metric
         better = math.isfinite(value) and (before is None or (value > before if maximise else value < before))
         if better:
-            self.best_metric = value
+            self.best_metric, self.best_step, self.best_name = value, step, name
             self.checkpoint.save(step, kind="best", metric=value)
         return better
 
@@ -459,10 +461,12 @@ class Runtime:
             rng.restore(state["rng"])
 
     def _capture_runtime(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "stepper": self._stepper.state_dict()}
+        best = {"metric": self.best_metric, "step": self.best_step, "name": self.best_name}
+        return {"best": best, "stepper": self._stepper.state_dict()}
 
     def _restore_runtime(self, state: dict[str, Any]) -> None:
-        self.best_metric = state["best_metric"]
+        best = state["best"]
+        self.best_metric, self.best_step, self.best_name = best["metric"], best["step"], best["name"]
         self._stepper.load_state_dict(state["stepper"])
 
     def _resumed(self, step: int, path: Path | None) -> None:
@@ -474,7 +478,19 @@ class Runtime:
             dropped = self.run.truncate_metrics(step)
             _log.info("going on after step %d from %s (%d later records dropped)", step, path.name, dropped)
 
+    def _outcome(self) -> dict[str, Any]:
+        """Return what the manifest says about the run when it ends."""
+        facts: dict[str, Any] = {"step": self.completed}
+        if self.best_metric is not None:
+            facts["best"] = {"name": self.best_name, "metric": self.best_metric, "step": self.best_step}
+        if self._stepper.skipped:
+            facts["skipped_steps"] = self._stepper.skipped
+            facts["skipped_cases"] = dict(self._stepper.bad_cases)
+        return facts
+
     def _close(self) -> None:
+        for loader in self._loaders.values():
+            loader.close()
         if self._board is not None:
             self._board.close()
 

@@ -84,16 +84,13 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
         stop.restore()
         torch.use_deterministic_algorithms(deterministic)
         if rt is not None:
-            if rt._stepper.skipped and run is not None and ranks is not None and ranks.is_main:
-                run.manifest.update(
-                    skipped_steps=rt._stepper.skipped, skipped_cases=dict(rt._stepper.bad_cases)
-                )
+            rt.run.manifest.update(rt._outcome())
             rt._observe("medrl_run_finished", run=run, outcome=outcome)
             rt._close()
         if ranks is not None:
             ranks.close(failed=outcome == "failed")
         if run is not None:
-            run.close(outcome)
+            run.close(outcome)  # writes the manifest, on the main rank
 
 
 def choose_device(name: str, *, local_rank: int = 0, world_size: int = 1) -> torch.device:
