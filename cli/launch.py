@@ -12,6 +12,14 @@ from typing import Any
 from medrl.cli.console import Console
 from medrl.core.errors import EXIT_RUNTIME, RuntimeFault
 
+STARTED_BY = "MEDRL_STARTED_BY"
+"""Environment variable by which a rank knows that another medrl started it and speaks for it."""
+
+
+def has_speaker() -> bool:
+    """Whether another medrl started this rank, and tells the person what is common to all ranks."""
+    return STARTED_BY in os.environ
+
 
 def inside_launcher() -> bool:
     """Whether this process is a rank that torchrun or srun started, one of several."""
@@ -53,6 +61,7 @@ def launch(arguments: Sequence[str], ranks: int, console: Console) -> int:
     options = torchrun.parse_args(
         ["--standalone", "--nproc-per-node", str(ranks), "--module", "medrl.cli", *arguments]
     )
+    os.environ[STARTED_BY] = "medrl"
     try:
         torchrun.run(options)
     except SignalException as error:
@@ -68,4 +77,6 @@ def launch(arguments: Sequence[str], ranks: int, console: Console) -> int:
                 do="medrl resume RUN",
             ) from error
         return code or EXIT_RUNTIME
+    finally:
+        os.environ.pop(STARTED_BY, None)
     return 0

@@ -74,6 +74,7 @@ def read_run(path: Path) -> RunFacts:
         metrics.update({key: value for key, value in record.items() if key != "step"})
         best = _better(best, record)
     manifest = run.manifest
+    recorded = _recorded(manifest.get("best"), run.records())
     status = run.status
     if status == "running" and not run.owner:
         status = "stopped"
@@ -83,7 +84,7 @@ def read_run(path: Path) -> RunFacts:
         method=str(manifest.get("method", "")),
         step=max(step, _whole(manifest.get("step"))),
         metrics=metrics,
-        best=_recorded(manifest.get("best")) or best,
+        best=recorded or best,
         seconds=_seconds(manifest.get("created"), manifest.get("ended")),
         manifest=manifest,
     )
@@ -159,13 +160,18 @@ def _better(best: tuple[str, float, int] | None, record: Mapping[str, Any]) -> t
     return best
 
 
-def _recorded(value: object) -> tuple[str, float, int] | None:
-    """Read the best value that a manifest records."""
+def _recorded(value: object, records: Iterable[Mapping[str, Any]]) -> tuple[str, float, int] | None:
+    """Read the best value that a manifest records, under the name that it has among the metrics."""
     if not isinstance(value, Mapping):
         return None
-    metric, step = value.get("metric", value.get("value")), value.get("step")
+    metric, step = value.get("metric"), value.get("step")
     if not isinstance(metric, (int, float)) or not isinstance(step, int):
         return None
+    for record in records:
+        if record.get("step") == step:
+            for name, number_there in record.items():
+                if name != "step" and number_there == metric:
+                    return name, float(metric), step
     return str(value.get("name", "metric")), float(metric), step
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from medrl.cli.console import console, number, rank
-from medrl.cli.launch import inside_launcher, launch, launcher_token
+from medrl.cli.launch import has_speaker, inside_launcher, launch, launcher_token
 from medrl.cli.layers import FAST_DEV_RUN, config_with_origins, flag_layers, resolve_all
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import train_options
@@ -242,7 +242,8 @@ def train_one(call: Call, planned: Planned) -> int:
         return launch(arguments, devices, screen)
     from medrl.core.jobs import TrainJob
 
-    screen.loading()
+    if not has_speaker():
+        screen.loading()
     screen.detail(f"run folder {planned.run_dir}")
     with training_progress() as show:
         job = TrainJob(
@@ -275,7 +276,7 @@ def write_synthetic(root: Path) -> None:
 
 def say_result(call: Call, planned: Planned) -> None:
     """Say where the run is and what can be done with it."""
-    if rank():
+    if rank() or has_speaker():
         return
     facts = read_run(planned.run_dir)
     screen = console()
