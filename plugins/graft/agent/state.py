@@ -68,7 +68,7 @@ def make_state(
         disagreement: ``(B, N)``, if the policy has that part.
         in_sample: ``(B, N)``, 1 where the teacher was trained on the case, if the policy has that part.
         pooled_first: Pool every map to `size`; else resize to the first tap's grid as the original does.
-        normalise: Divide each map by its root mean square, so that a teacher's scale says nothing.
+        normalise: Divide each map, once pooled, by its root mean square, so that a teacher's scale says nothing.
         size: Of the pooled maps.
 
     Returns:
@@ -77,14 +77,14 @@ def make_state(
     spatial = []
     for teacher, output in zip(features, logits, strict=True):
         parts = [teacher[tap].detach().float() for tap in taps] + [output.detach().float()]
-        if normalise:
-            parts = [
-                part / (part.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() + 1e-6) for part in parts
-            ]
         if pooled_first:
             parts = [F.adaptive_avg_pool3d(part, size) for part in parts]
         else:
             parts = [_matched(part, parts[0]) for part in parts]
+        if normalise:
+            parts = [
+                part / (part.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() + 1e-6) for part in parts
+            ]
         spatial.append(torch.cat(parts, dim=1))
     scalars = [similarity[tap].detach().float() for tap in taps] + [quality.detach().float()]
     scalars += [part.detach().float() for part in (disagreement, in_sample) if part is not None]

@@ -34,7 +34,7 @@ class ProbeSettings:
         seed: Draws the voxels.
     """
 
-    voxels: int = 8192
+    voxels: int = 4096
     penalty: float = 1e-3
     iterations: int = 30
     seed: int = 0
