@@ -63,6 +63,7 @@ def probe_quality(read: Read, labels: Sequence[Tensor], settings: ProbeSettings 
             why=f"{len(labels)} labelled case; leaving one out needs two",
             do="label more cases or choose another weighting",
         )
+    labels = [item.cpu() for item in labels]
     values = torch.unique(torch.cat([torch.unique(item) for item in labels]))
     if values.numel() < 2:
         raise DataError("probe quality", why="the labelled cases hold one label only", do="check the labels")
@@ -108,7 +109,7 @@ def _sample(
     """Draw voxels of every class: features ``(n, C)``, class numbers ``(n,)``, weights ``(n,)``."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + case)
     flat = _resized(labels, tuple(features.shape[1:])).flatten()
-    classes = torch.searchsorted(values.to(flat.dtype), flat.cpu())
+    classes = torch.searchsorted(values, flat)
     share = max(1, settings.voxels // values.numel())
     chosen, weights = [], []
     for k in range(values.numel()):
