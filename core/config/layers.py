@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -91,7 +91,7 @@ class Resolved(Generic[ConfigT]):
 
     def values(self) -> dict[str, Any]:
         """Return the config as plain nested values that YAML and JSON can hold."""
-        return cast(dict[str, Any], self.config.model_dump(mode="json"))
+        return self.config.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML that `parse_yaml` reads back to the same values."""
