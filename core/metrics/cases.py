@@ -322,3 +322,18 @@ def _mask(array: NDArray[Any], values: Sequence[int], box: tuple[slice, ...] | N
     for value in values[1:]:
         mask |= part == value
     return mask
+
+
+def pooled_dice(rows: Sequence[Row]) -> dict[str, float]:
+    """Return Dice over the summed volumes of all cases, by label: large structures count more than small.
+
+    NaN where no case holds the label.
+    """
+    above: dict[str, float] = {}
+    below: dict[str, float] = {}
+    for row in rows:
+        total = float(row["ref_ml"]) + float(row["pred_ml"])
+        label = str(row["label"])
+        below[label] = below.get(label, 0.0) + total
+        above[label] = above.get(label, 0.0) + (float(row["dice"]) * total if total else 0.0)
+    return {label: above[label] / below[label] if below[label] else math.nan for label in below}
