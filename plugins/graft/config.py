@@ -226,6 +226,8 @@ class ValidationConfig(Block):
 class GraftTrainConfig(TrainConfig):
     """Training; a validation once an epoch unless told otherwise."""
 
+    channels_last: bool = True
+    """Store feature maps with the channels last: faster under bf16 on CPUs and GPUs with matrix units."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 = once an epoch (as many steps as it takes to see each case once)."""
 

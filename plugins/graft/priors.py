@@ -1,4 +1,4 @@
-"""What is known about the teachers before training: their quality on the labelled cases, and weights from it."""
+"""What is known about the teachers before training: their quality on labelled cases, and weights from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ MIN_FLOOR = 0.01
 
 
 class Priors(nn.Module):
-    """Qualities and starting weights of the teachers; buffers only, so that ranks share and checkpoints keep them.
+    """Qualities and starting weights of the teachers.
+
+    Buffers only, so that ranks share them and checkpoints keep them.
 
     Args:
         teachers: N.

@@ -24,8 +24,8 @@ class RewardMeter:
         data: The reward cases.
         device: Where the student is.
 
-    r = α·100·(Dice of the student − Dice of the teachers' mean) − (1 − α)·CE; the reward of an action is r after
-    the update minus r before it, so the teachers' part cancels unless it is asked for by `level`.
+    r = α·100·(Dice of the student − Dice of the teachers' mean) − (1 − α)·CE. The reward of an action is r
+    after the update that it caused minus r before it.
 
     Source: specification §5; the original takes r before the update, which its action did not cause.
     """
@@ -52,7 +52,7 @@ class RewardMeter:
 
     @torch.no_grad()
     def level(self, student: nn.Module, batch: Batch) -> float:
-        """r of the student now, in float32, mean over the labelled samples; 0 if none is labelled."""
+        """R of the student now, in float32, mean over the labelled samples; 0 if none is labelled."""
         chosen = batch.labelled
         if not bool(chosen.any()):
             return 0.0

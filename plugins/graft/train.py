@@ -71,6 +71,8 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     priors = measure(cfg, data, kinds)
     policy = build_policy(cfg, data, kinds)
     rt.prepare(*(module for module in (student, projections, priors, policy) if module is not None))
+    layout = torch.channels_last_3d if cfg.train.channels_last else torch.contiguous_format
+    student.to(memory_format=layout)
 
     optimizer = build_optimizer(cfg, student, projections)
     rt.checkpoint.register(student=student, priors=priors, optimizer=optimizer)
@@ -94,7 +96,7 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
         for _ in rt.micro_batches():
             batch = next(batches)
             with rt.autocast():
-                output = as_output(student(batch.image))
+                output = as_output(student(batch.image.contiguous(memory_format=layout)))
                 if learner is not None:
                     weights = learner.act(step, batch, output, projections)
                 else:

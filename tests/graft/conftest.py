@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medrl.core.config import Layer, resolve_method
 from medrl.core.jobs import TrainJob, build_train_job
 from medrl.core.manager import PluginManager
 from medrl.core.phantoms.prostate import write_prostate
@@ -42,10 +43,48 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prostate(root, cases=6, test_cases=2, seed=3, shape=(32, 32, 8), spacing=(1.0, 1.0, 3.0))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep prepared cases of the tests out of the user's cache."""
-    monkeypatch.setenv("MEDRL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def resolve(manager: PluginManager, phantoms: Path) -> Callable[..., Any]:
+    """Resolve the small config of two-step teachers with further layers."""
+    base = merged(SMALL, {"data": {"root": str(phantoms)}, "train": {"max_steps": 2}})
+    return lambda layers: resolve_method(manager, "graft", layers=[Layer("test", base), *layers])
+
+
+@pytest.fixture(scope="session")
+def teacher_runs(
+    tmp_path_factory: pytest.TempPathFactory, manager: PluginManager, resolve: Callable[..., Any]
+) -> Path:
+    """Two teachers of two steps."""
+    from medrl.plugins.graft import teachers
+
+    root = tmp_path_factory.mktemp("teachers")
+    teachers.train_teachers(manager, resolve, root, count=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def features(
+    tmp_path_factory: pytest.TempPathFactory,
+    manager: PluginManager,
+    resolve: Callable[..., Any],
+    teacher_runs: Path,
+) -> Path:
+    """What the two teachers say about the student's training fold."""
+    from medrl.plugins.graft import teachers
+
+    root = tmp_path_factory.mktemp("features")
+    teachers.extract(
+        manager, resolve([]).config, teachers.find_teachers(teacher_runs), root, taps=["neg1", "neg2"]
+    )
+    return root
 
 
 @pytest.fixture
