@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from medrl.cli.console import console, number, write_json
+from medrl.cli.console import console, counted, number, write_json
 from medrl.cli.groups import FriendlyGroup
 from medrl.cli.options import ANY_PATH, FILE, FOLDER, NATURAL, POSITIVE, F, ListType, json_option
 from medrl.cli.progress import case_progress
@@ -66,13 +66,16 @@ def check(folder: Path, layout: str, exclude: tuple[str, ...], as_json: bool) ->
     for note in report.notes:
         screen.say(f"note: {note}")
     if report.empty:
-        screen.say(f"note: {len(report.empty)} cases without foreground: {', '.join(report.empty)}")
+        screen.say(
+            f"note: {counted(len(report.empty), 'case')} without foreground: {', '.join(report.empty)}"
+        )
     for problem in report.problems:
         screen.line(f"{screen.style('problem', fg='red')}: {problem}")
     if report.ok:
         screen.say(screen.style("no problem was found", fg="green"))
         return EXIT_OK
-    screen.line(f"{len(report.problems)} problems; mend the files, or leave cases out with --exclude CASE")
+    number_of = counted(len(report.problems), "problem")
+    screen.line(f"{number_of}; mend the files, or leave cases out with --exclude CASE")
     return EXIT_DATA
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from medrl.cli.console import console, size, write_json
+from medrl.cli.console import console, counted, size, write_json
 from medrl.cli.options import json_option
 from medrl.cli.session import manager_of
 from medrl.core.errors import EXIT_OK, EXIT_RUNTIME, MedrlError
@@ -76,8 +76,9 @@ def doctor(ctx: click.Context, strict: bool, as_json: bool) -> int:
     if as_json:
         write_json({"ok": not bad, "strict": strict, "findings": [asdict(item) for item in findings]})
     else:
-        text = f"{len(bad)} problems" if bad else "no problems"
-        screen.line(screen.style(text, fg="red" if bad else "green", bold=True))
+        text = counted(len(bad), "problem") if bad else "no problems"
+        write = screen.line if bad else screen.say
+        write(screen.style(text, fg="red" if bad else "green", bold=True))
     return EXIT_RUNTIME if bad else EXIT_OK
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import click
 
 from medrl.cli.session import manager_of
-from medrl.core.errors import ConfigError, MedrlError, PluginError, did_you_mean
+from medrl.core.errors import ConfigError, PluginError, did_you_mean
 
 EVERYWHERE = ("--plain", "--debug", "--no-third-party", "-q", "--quiet", "-v", "-vv", "--verbose")
 """Global flags that are understood after the command too."""
@@ -124,11 +124,8 @@ class Root(FriendlyGroup):
 
 def method_rows(ctx: click.Context) -> list[tuple[str, str]]:
     """Return name and summary of each plugin; a broken one is shown with its reason."""
-    try:
-        manager = manager_of(ctx)
-        manager.load_all()
-    except MedrlError as error:
-        return [("?", f"the plugins cannot be listed: {error}")]
+    manager = manager_of(ctx)
+    manager.load_all()
     rows = []
     for entry in manager.entries():
         if entry.status == "loaded":

@@ -10,9 +10,10 @@ from typing import NoReturn
 
 import click
 
-from medrl.cli.console import console, start_console
+from medrl.cli.console import console, rank, start_console
 from medrl.cli.failure import catch_termination, guarded
 from medrl.cli.groups import Root
+from medrl.cli.launch import inside_launcher
 
 SECTIONS = ("Start", "Methods at work", "Data", "Runs and models", "Installation")
 
@@ -91,10 +92,19 @@ class _LogLines(logging.Handler):
     """Shows log records of medrl as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._comes_again(record) or (rank() and record.levelno < logging.ERROR):
+            return
         screen = console()
         name = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        here = f"[rank {rank()}] " if rank() else ""
         text = record.getMessage().replace("\n", "\n         ")
-        screen.line(screen.style(name, fg="yellow") + text)
+        click.echo(screen.style(name, fg="yellow") + here + text, err=True, color=screen.fancy)
+
+    def _comes_again(self, record: logging.LogRecord) -> bool:
+        """Whether the record is the log's copy of an exception, which ends the command as its error line."""
+        if record.name != "medrl.runtime" or record.levelno < logging.ERROR:
+            return False
+        return not inside_launcher() or str(record.msg).startswith("rank %d failed")
 
 
 def set_up_logging(verbosity: int) -> None:

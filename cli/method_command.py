@@ -88,7 +88,11 @@ class MethodCommand(click.Command):
             manager_of(ctx).load(method)
         if method is not None:
             self._bind(ctx, method)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # so that the message can name the help of this method
+            raise
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the shared parameters and those of the method that was found."""

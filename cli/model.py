@@ -45,7 +45,11 @@ def info(file: Path, as_json: bool) -> None:
         f"{name} ({count:,} numbers)" if count else name for name, count in facts["objects"].items()
     )
     console().facts(
-        {key.replace("_", " "): _text(value) for key, value in facts.items() if value not in (None, "")}
+        {
+            key.replace("_", " "): _text(value)
+            for key, value in facts.items()
+            if value not in (None, "", [], {})
+        }
     )
     if config:
         console().detail(f"config: {config}")
@@ -113,6 +117,8 @@ def _count(state: Any) -> int:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
+        if all(isinstance(item, int) for item in value.values()):
+            value = dict(sorted(value.items(), key=lambda pair: pair[1]))
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)

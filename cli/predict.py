@@ -79,8 +79,12 @@ def say_outcome(outcome: Any, output: Path) -> int:
     screen = console()
     done, failed = list(getattr(outcome, "done", ())), getattr(outcome, "failed", {})
     for case, why in dict(failed).items():
-        screen.line(f"{screen.style('failed', fg='red')}: case {case}: {why}")
-    screen.say(f"{counted(len(done), 'case')} in {output}" + (f", {len(failed)} failed" if failed else ""))
+        text = str(why).removeprefix(f"case {case}: ")
+        screen.line(f"{screen.style('failed', fg='red')}: case {case}: {text}")
+    skipped = len(getattr(outcome, "skipped", ()))
+    parts = [f"{counted(len(done), 'case')} in {output}"]
+    parts += [f"{skipped} finished before"] * bool(skipped) + [f"{len(failed)} failed"] * bool(failed)
+    screen.say(", ".join(parts))
     report = getattr(outcome, "report", None)
     if report is not None:
         screen.say(f"report: {report}")

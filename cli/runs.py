@@ -58,8 +58,13 @@ def show(run: Path, as_json: bool) -> None:
         return
     screen = console()
     screen.heading(f"{run}: {facts.sentence()}")
+    told = ("status", "step", "best")
     screen.facts(
-        {key: _text(value) for key, value in facts.manifest.items() if value not in (None, "", [], {})}
+        {
+            key.replace("_", " "): _text(value)
+            for key, value in facts.manifest.items()
+            if key not in told and value not in (None, "", [], {})
+        }
     )
     if facts.metrics:
         screen.say()

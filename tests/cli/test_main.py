@@ -224,3 +224,19 @@ def test_warnings_of_medrl_are_lines_and_information_needs_verbose(medrl, capsys
     capsys.readouterr()
     log.info("by the way")
     assert capsys.readouterr().err == "by the way\n"
+
+
+def test_a_strict_manager_refuses_to_go_on_with_a_broken_plugin(medrl, monkeypatch):
+    monkeypatch.setenv("MEDRL_PLUGINS_STRICT", "1")
+    answer = medrl("--help")
+    assert (answer.code, "wreckage" in answer.err) == (5, True)
+
+
+def test_the_logged_copy_of_an_error_is_not_shown_again(medrl, capsys):
+    import logging
+
+    medrl("methods")
+    capsys.readouterr()
+    logging.getLogger("medrl.runtime").error("rank %d failed at step %d", 0, 1)
+    logging.getLogger("medrl.runtime").warning("kept")
+    assert capsys.readouterr().err == "warning: kept\n"
