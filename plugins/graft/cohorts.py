@@ -174,7 +174,7 @@ def open_cohorts(path: Path | str, *, exclude: Sequence[str] = ()) -> CohortData
     listed: dict[str, list[str]] = {"cases": [], "test": []}
     for cohort in settings.cohorts:
         folds[cohort.name] = read_folds(cohort.folds, cohort=cohort.name, keys=cohort.keys)
-        names = dict.fromkeys(case for fold in folds[cohort.name] for case in (*fold.train, *fold.val))
+        names = sorted({case for fold in folds[cohort.name] for case in (*fold.train, *fold.val)})
         tests = read_test(cohort.test) if cohort.test is not None else ()
         for part, items in (("cases", names), ("test", tests)):
             for name in items:

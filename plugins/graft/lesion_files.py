@@ -127,7 +127,7 @@ def evaluate_folders(
         raise DataError(
             str(predictions), why="it holds no probabilities", do="medrl predict graft --save-probabilities"
         )
-    facts = {
+    facts: dict[str, Any] = {
         "target": meaning[0].kind,
         "lesion": asdict(meaning[1]),
         "rules": asdict(rules),
