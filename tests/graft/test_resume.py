@@ -13,39 +13,49 @@ from pathlib import Path
 import pytest
 import torch
 
-from medrl.core.checkpoint import find_checkpoint, load_checkpoint
+from medrl.core.checkpoint import find_checkpoint, load_checkpoint, load_into
+from medrl.core.jobs import build_train_job
+from medrl.plugins.graft import data, train, validation
 
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
+from medrl.core.errors import RuntimeFault
 from medrl.core.jobs import build_train_job
 from medrl.core.manager import PluginManager
 from medrl.plugins.graft import data, train
 
-task = json.loads(Path(sys.argv[1]).read_text())
-die_at = int(sys.argv[2])
-poison_at = int(sys.argv[3])
-rank = int(os.environ.get("RANK", "0"))
+config, manager = json.loads(Path(sys.argv[1]).read_text()), PluginManager.create(third_party=False)
+rank, original, supervised = int(os.environ.get("RANK", "0")), train.set_rate, train.Objective.supervised
 
-original = train.set_rate
-def set_rate(optimizer, cfg, step):
-    if step == die_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(optimizer, cfg, step)
-train.set_rate = set_rate
+def fit(run, *, die=None, poison_at=0):
+    count = [0]
+    def set_rate(optimizer, cfg, step):
+        if step == 5 and die is not None:
+            die()
+        return original(optimizer, cfg, step)
+    def broken(self, output, batch):
+        count[0] += 1
+        return supervised(self, output, batch) * (float("nan") if (rank, count[0]) == (1, poison_at) else 1.0)
+    train.set_rate, train.Objective.supervised = set_rate, broken
+    job = build_train_job(manager, "graft", config, Path(run))
+    with job.runtime() as rt:
+        train.fit(rt, job.config, data.load(rt, job.config))
 
-supervised = train.Objective.supervised
-count = [0]
-def broken(self, output, batch):
-    count[0] += 1
-    factor = float("nan") if rank == 1 and count[0] == poison_at else 1.0
-    return supervised(self, output, batch) * factor
-train.Objective.supervised = broken
+def fall():
+    raise RuntimeFault("this rank ends here")
 
-manager = PluginManager.create(third_party=False)
-job = build_train_job(manager, "graft", task["values"], Path(task["run"]))
-with job.runtime() as rt:
-    train.fit(rt, job.config, data.load(rt, job.config))
+for task in sys.argv[2:]:
+    name, run = task.split("=")
+    if name == "kill":
+        fit(run, die=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif name == "fall":
+        try:
+            fit(run, die=fall, poison_at=2)
+        except RuntimeFault:
+            pass
+    else:
+        fit(run, poison_at=2 if name == "poisoned" else 0)
 """
 
 
@@ -78,27 +88,21 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(folder, run, config, *, ranks=1, die_at=0, poison_at=0):
-    """Train in `ranks` processes and return their exit codes."""
-    folder.mkdir(parents=True, exist_ok=True)
+def launch(folder, config, *tasks, ranks=1):
+    """Do some tasks one after the other in `ranks` processes; return exit codes and what they said."""
     (folder / "fit.py").write_text(SCRIPT)
-    task = folder / "task.json"
-    task.write_text(json.dumps({"values": config, "run": str(run)}))
+    (folder / "config.json").write_text(json.dumps(config))
     port, started = str(free_port()), []
     for rank in range(ranks):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         if ranks > 1:
             env |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(folder / "fit.py"), str(task), str(die_at), str(poison_at)]
-        started.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate(timeout=240)[0] for process in started]
-    codes = [process.returncode for process in started]
-    if die_at == 0:
-        assert codes == [0] * ranks, "\n".join(outputs)
-    return codes
+        command = [sys.executable, str(folder / "fit.py"), str(folder / "config.json"), *tasks]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=env, **pipes))
+    said = "\n".join(process.communicate(timeout=240)[0] for process in started)
+    return [process.returncode for process in started], said
 
 
 def differences(a, b, where="") -> list[str]:
@@ -133,16 +137,18 @@ def assert_same_run(a: Path, b: Path):
     assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
 
 
-def test_six_steps_equal_three_a_kill_and_three_more(tmp_path, phantoms, features):
+def test_six_steps_equal_three_a_kill_and_three_more(tmp_path, manager, phantoms, features):
     config = values(phantoms, features)
-    launch(tmp_path, tmp_path / "straight", config)
-    codes = launch(tmp_path, tmp_path / "killed", config, die_at=5)
-    assert codes == [-signal.SIGKILL]
+    codes, said = launch(tmp_path, config, f"kill={tmp_path / 'killed'}")
+    assert codes == [-signal.SIGKILL], said
     assert last(tmp_path / "killed").meta["step"] == 3
-    launch(tmp_path, tmp_path / "killed", config)
+    for name in ("straight", "killed"):
+        job = build_train_job(manager, "graft", config, tmp_path / name)
+        with job.runtime() as rt:
+            train.fit(rt, job.config, data.load(rt, job.config))
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
-    states = last(tmp_path / "straight").states
-    assert {
+    states = set(last(tmp_path / "straight").states)
+    assert states >= {
         "student",
         "projections",
         "policy",
@@ -150,44 +156,47 @@ def test_six_steps_equal_three_a_kill_and_three_more(tmp_path, phantoms, feature
         "optimizer",
         "agent_optimizer",
         "terminal_reward",
-    } <= set(states)
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, phantoms, features):
+    """A straight run and one that fell at step 5 and went on, in two ranks; rank 1 meets a NaN at step 2."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    tasks = [f"poisoned={folder / 'straight'}", f"fall={folder / 'fell'}", f"resume={folder / 'fell'}"]
+    codes, said = launch(folder, values(phantoms, features), *tasks, ranks=2)
+    assert codes == [0, 0], said
+    return folder
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.ddp
-def test_two_ranks_resume_bit_for_bit_too(tmp_path, phantoms, features):
-    config = values(phantoms, features)
-    launch(tmp_path, tmp_path / "straight", config, ranks=2)
-    codes = launch(tmp_path, tmp_path / "killed", config, ranks=2, die_at=5)
-    assert all(code != 0 for code in codes)
-    launch(tmp_path, tmp_path / "killed", config, ranks=2)
-    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+def test_two_ranks_resume_bit_for_bit_too(two_ranks):
+    assert_same_run(two_ranks / "straight", two_ranks / "fell")
+    assert len(last(two_ranks / "straight").ranks) == 2
 
 
 @pytest.mark.ddp
-def test_a_nan_on_one_rank_is_skipped_by_both_and_hangs_none(tmp_path, phantoms, features):
-    config = values(phantoms, features)
-    launch(tmp_path, tmp_path / "run", config, ranks=2, poison_at=3)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    skipped = [row for row in rows if row.get("event") == "skipped_step"]
-    assert [(row["step"], row["ranks"]) for row in skipped] == [(3, [1])]
-    assert last(tmp_path / "run").meta["step"] == 6
+def test_a_nan_on_one_rank_is_skipped_by_both_and_hangs_none(two_ranks):
+    skipped = [row for row in rows_of(two_ranks / "straight") if row.get("event") == "skipped_step"]
+    assert [(row["step"], row["ranks"]) for row in skipped] == [(2, [1])]
 
 
 @pytest.mark.ddp
-def test_two_ranks_validate_as_one(tmp_path, phantoms, features):
-    """Both start from one student and do not move; pooled and per-case Dice must be the same numbers."""
-    train = {**values(phantoms, features)["train"], "lr": 1e-30, "max_steps": 2}
-    config = values(
-        phantoms, features, train=train, optim={"name": "sgd"}, data={"root": str(phantoms), "folds": 2}
-    )
-    launch(tmp_path, tmp_path / "one", config)
-    launch(tmp_path, tmp_path / "two", config, ranks=2)
-
-    def validations(run):
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in row.items() if k.startswith("val_")} for row in rows if "val_dice" in row]
-
-    assert validations(tmp_path / "one") == validations(tmp_path / "two")
-    one, two = (json.loads((tmp_path / name / "val" / "summary.json").read_text()) for name in ("one", "two"))
-    assert one["cases"] == two["cases"]
-    assert len(one["cases"]) == 3
+def test_two_ranks_validate_as_one(two_ranks, make_job, phantoms, features):
+    """One process validates the two ranks' last student; every number is the same."""
+    logged = [row for row in rows_of(two_ranks / "straight") if "val_dice" in row][-1]
+    job = make_job(two_ranks / "one", {"data": {"folds": 3}})
+    with job.runtime() as rt:
+        found = data.load(rt, job.config)
+        student = train.start_student(rt, job.config, found)
+        load_into(student, last(two_ranks / "straight").states["student"])
+        rt.prepare(student)
+        cases = validation.loader(rt, job.config, found)
+        result = validation.validate(rt, student, cases, found.plan.target)
+        rt.checkpoint.register(student=student)
+    assert {key: logged[key] for key in result.metrics()} == result.metrics()
+    assert len(result.counts) == 2
