@@ -69,7 +69,11 @@ DEFAULT_METRICS = ("dice", "hd95", "nsd")
 @click.option("--missing-ok", is_flag=True, help="References without a segmentation are no problem.")
 @click.option("--cases", "show_cases", is_flag=True, help="Show every case too.")
 @click.option(
-    "-o", "--output", type=FOLDER, metavar="DIR", help="Write evaluation.json and metrics.csv there."
+    "-o",
+    "--output",
+    type=FOLDER,
+    metavar="DIR",
+    help="Write evaluation.json, metrics.csv, report.html there.",
 )
 @json_option()
 def evaluate(
@@ -108,7 +112,7 @@ def evaluate(
             missing_ok=missing_ok,
             progress=show,
         )
-    written = found.write(output) if output is not None else ()
+    written = [*found.write(output), write_report(found, output)] if output is not None else []
     if as_json:
         write_json(found.as_dict())
     else:
@@ -116,6 +120,14 @@ def evaluate(
     for path in written:
         console().say(f"written: {path}")
     return EXIT_DATA if found.problems else EXIT_OK
+
+
+def write_report(found: Evaluation, folder: Path) -> Path:
+    """Write the evaluation as one HTML page that needs no other file."""
+    from medrl.core.report import REPORT_NAME, evaluation_sections, write_page
+
+    facts = {key.replace("_", " "): value for key, value in found.settings.items() if value is not None}
+    return write_page(folder / REPORT_NAME, "Evaluation", evaluation_sections(found), facts=facts)
 
 
 def say(

@@ -10,6 +10,7 @@ import click
 from medrl.cli.completing import complete_runs
 from medrl.cli.console import console, number, size, write_json
 from medrl.cli.groups import FriendlyGroup
+from medrl.cli.method_command import existing
 from medrl.cli.options import ANY_PATH, json_option
 from medrl.cli.runfiles import RunFacts, read_run, read_runs, run_config, run_folders
 
@@ -112,14 +113,21 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 @runs.command(short_help="Write report.html of runs.")
 @click.argument("run", type=ANY_PATH, nargs=-1, required=True, shell_complete=complete_runs)
-def report(run: tuple[Path, ...]) -> None:
+@click.option(
+    "--evaluation",
+    type=ANY_PATH,
+    metavar="DIR",
+    help="Also show an evaluation that medrl evaluate -o DIR wrote.",
+)
+def report(run: tuple[Path, ...], evaluation: Path | None) -> None:
     """Write report.html into each RUN: one file that needs nothing else."""
+    existing(evaluation, option="--evaluation")
     for path in run:
         read_run(path)
     from medrl.core.report import build_report
 
     for path in run:
-        console().say(f"written: {build_report(path)}")
+        console().say(f"written: {build_report(path, evaluation=evaluation)}")
 
 
 def _plain(facts: RunFacts) -> dict[str, Any]:

@@ -284,10 +284,24 @@ def say_result(call: Call, planned: Planned) -> None:
         screen.say(f"fast dev run: {facts.sentence()}; its files are removed again")
         return
     screen.say(f"{planned.run_dir}: {facts.sentence()}")
-    report = planned.run_dir / "report.html"
-    if report.is_file():
+    report = fresh_report(planned.run_dir)
+    if report is not None:
         screen.say(f"report: {report}")
     screen.say(f"next: medrl predict {call.method} -i IMAGES -o OUT --model {planned.run_dir}")
+
+
+def fresh_report(run_dir: Path) -> Path | None:
+    """Return the report of a run, made now unless the method made one after its last record."""
+    from medrl.core.report import REPORT_NAME, build_report
+
+    path, metrics = run_dir / REPORT_NAME, run_dir / "metrics.jsonl"
+    if path.is_file() and metrics.is_file() and path.stat().st_mtime >= metrics.stat().st_mtime:
+        return path
+    try:
+        return build_report(run_dir)
+    except MedrlError as error:
+        console().line(f"warning: the report could not be written: {error}")
+        return None
 
 
 def summary(codes: list[tuple[Planned, int]]) -> None:

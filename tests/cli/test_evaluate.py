@@ -87,6 +87,7 @@ def test_results_are_written_as_json_and_csv(medrl, folders):
     assert medrl("evaluate", "-p", "half", "-r", "ref", "--metrics", "dice", "-o", "e").code == 0
     assert json.loads((folders / "e" / "evaluation.json").read_text())["cases"] == 8
     rows = list(csv.DictReader((folders / "e" / "metrics.csv").open()))
+    assert "half" in (folders / "e" / "report.html").read_text()
     assert {row["case"] for row in rows} == {f"c{index}" for index in range(8)}
 
 

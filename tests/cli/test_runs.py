@@ -64,3 +64,10 @@ def test_diff_shows_what_differs_and_nothing_else(medrl, two):
 def test_a_folder_that_is_no_run_is_named(medrl, two, command):
     answer = medrl("runs", *command)
     assert (answer.code, "runs/c is no run folder" in answer.err) == (2, True)
+
+
+def test_report_is_one_html_file_in_the_run(medrl, two):
+    answer = medrl("runs", "report", "runs/a", "runs/b")
+    assert answer.code == 0
+    assert "val_dice" in (two / "a" / "report.html").read_text()
+    assert (two / "b" / "report.html").is_file()

@@ -92,6 +92,7 @@ def test_a_run_folder_holds_the_config_and_the_command(medrl, toy):
     assert seen(toy / "r")["shout"] is True
     assert seen(toy / "r")["command"][:3] == ["medrl", "train", "toy"]
     assert "medrl predict toy -i IMAGES -o OUT --model r" in answer.err
+    assert "report: r/report.html" in answer.err
 
 
 def test_a_run_folder_that_medrl_names_is_always_a_new_one(medrl, toy):
