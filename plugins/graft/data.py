@@ -57,6 +57,14 @@ class GraftData:
         """Channels of the images."""
         return len(self.plan.channel_names)
 
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """A short name for each teacher, unlike the others."""
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) == len(names):
+            return tuple(names)
+        return tuple(f"{number}_{name}" for number, name in enumerate(names))
+
     def samples(
         self,
         cases: Sequence[Case],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +103,7 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
                     weights = fixed_weights(cfg, data, priors, batch)
                 loss, facts = objective(output, batch, projections, weights)
             rt.backward(loss, cases=batch.case_ids)
-            facts |= described(weights)
+            facts |= described(weights, data.teacher_names)
         if learner is not None:
             learner.before(step, student, batch)
         done = rt.step(optimizer, clip_norm=cfg.train.clip_norm)
@@ -212,16 +212,24 @@ class Learner:
         loss, report = self.agent.loss(terminal=terminal)
         self.rt.backward(loss)
         self.rt.step(self.optimizer, clip_norm=self.cfg.agent.clip_norm)
+        names = self.data.teacher_names
         with torch.no_grad():
-            state = None
-            means = {} if self.cfg.agent.policy == "state" else self.agent.means(state, self.priors.batch(1))
+            means = {} if self.cfg.agent.policy == "state" else self.agent.means(None, self.priors.batch(1))
         return {
             **facts,
             "return": report.mean_return,
             "return_baseline": report.baseline,
             "return_scale": report.scale,
-            **{f"policy_{kind}": mean[0] for kind, mean in means.items()},
-            **{f"correlation_{kind}": found.values for kind, found in self.agent.correlation.items()},
+            **{
+                key: value
+                for kind, mean in means.items()
+                for key, value in by_teacher(f"policy_{kind}", mean[0].tolist(), names).items()
+            },
+            **{
+                key: value
+                for kind, found in self.agent.correlation.items()
+                for key, value in by_teacher(f"correlation_{kind}", found.values, names).items()
+            },
         }
 
     def _due(self, step: int) -> bool:
@@ -386,14 +394,19 @@ def observe(
     )
 
 
-def described(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Mean weight of each teacher and their entropy in nats, for the log."""
+def described(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+    """Mean weight of each teacher and their entropy in nats, for the log: ``weights_neg1/teacher_0``."""
     facts: dict[str, Any] = {}
     for kind, values in weights.items():
         mean = values.detach().float().mean(dim=0)
-        facts[f"weights_{kind}"] = mean
+        facts |= by_teacher(f"weights_{kind}", mean.tolist(), names)
         facts[f"entropy_{kind}"] = entropy(mean)
     return facts
+
+
+def by_teacher(what: str, values: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """One number for each teacher under a key of its own, so that reports draw them in one chart."""
+    return {f"{what}/{name}": value for name, value in zip(names, values, strict=True)}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, cfg: GraftConfig, step: int) -> float:
