@@ -97,14 +97,21 @@ class _Counter:
         if self._bar is None:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
             self._bar = Progress(
                 TextColumn(self._unit),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", markup=False),
+                # The note gives way on a narrow terminal; count, rate and remaining time stay readable.
+                TextColumn(
+                    "{task.fields[note]}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+                ),
+                expand=True,
                 console=RichConsole(file=sys.stderr, highlight=False),
                 transient=True,
             )

@@ -114,3 +114,22 @@ def test_lines_of_progress_come_at_intervals_with_rate_and_remaining_time(capsys
     assert lines[1] == "step 11/100  loss 11  1 steps/s  1 min 29 s left"
     assert lines[-1] == "step 100/100  loss 100  1 steps/s"
     assert len(lines) == 11
+
+
+def test_a_bar_on_a_narrow_terminal_keeps_count_and_rate(monkeypatch):
+    import sys
+
+    from medrl.cli.progress import training_progress
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with training_progress() as show:
+        for step in range(1, 6):
+            show(step, 1000, {"loss": 0.25, "val_dice_of_a_very_long_name_indeed_that_does_not_fit": 0.5})
+    last = terminal.text.split("step ")[-1]
+    assert "5/1000" in last
+    assert "/s" in last
+    assert "loss 0.2500" in last
