@@ -142,6 +142,8 @@ def scratch_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="medrl-fast-"))
     folder = Path(tempfile.gettempdir()) / f"medrl-fast-{os.getuid()}-{launcher_token() or 'ranks'}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"{folder}", why="it belongs to somebody else", do="name a run folder with -o RUN")
     return folder
 
 
