@@ -1,5 +1,6 @@
 """Checkpoints: atomic saving, digest-verified loading, resuming. The only place that calls `torch.load`."""
 
+from medrl.core.checkpoint.compare import config_difference
 from medrl.core.checkpoint.file import (
     SCHEMA,
     Checkpoint,
@@ -10,7 +11,8 @@ from medrl.core.checkpoint.file import (
     write_checkpoint,
 )
 from medrl.core.checkpoint.foreign import load_foreign, load_into
-from medrl.core.checkpoint.store import Alone, CheckpointStore, Peers, config_difference
+from medrl.core.checkpoint.peers import Alone, Peers
+from medrl.core.checkpoint.store import CheckpointStore
 
 __all__ = [
     "SCHEMA",

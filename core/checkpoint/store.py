@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
 
 from medrl.core import rng
+from medrl.core.checkpoint.compare import check_fits
 from medrl.core.checkpoint.file import (
     Checkpoint,
     Written,
@@ -27,35 +25,13 @@ from medrl.core.checkpoint.file import (
     write_checkpoint,
 )
 from medrl.core.checkpoint.foreign import load_into
+from medrl.core.checkpoint.objects import has_state, load_state, same_on_all_ranks, state_of
+from medrl.core.checkpoint.peers import Alone, Peers
 from medrl.core.errors import CheckpointError, MedrlError, RuntimeFault
 
-T = TypeVar("T")
 Kind = Literal["last", "best", "step"]
 _log = logging.getLogger("medrl.checkpoint")
 _STEP_FILE = re.compile(r"step_(\d{6,})\.pt")
-
-
-class Peers(Protocol):
-    """The ranks of a run, as far as saving needs them."""
-
-    rank: int
-    world_size: int
-
-    def exchange(self, doing: str, value: T) -> list[T]:
-        """Return the values of all ranks in rank order; every rank must call it."""
-        ...
-
-
-class Alone:
-    """One process without peers."""
-
-    rank = 0
-    world_size = 1
-
-    def exchange(self, doing: str, value: T) -> list[T]:
-        """Return the only value."""
-        del doing
-        return [value]
 
 
 class CheckpointStore:
@@ -139,8 +115,7 @@ class CheckpointStore:
                 raise RuntimeFault(
                     f"two objects are registered in the checkpoint as '{name}'", do="rename one"
                 )
-            stateful = hasattr(item, "state_dict") and hasattr(item, "load_state_dict")
-            if not stateful and not isinstance(item, (torch.Generator, np.random.Generator, random.Random)):
+            if not has_state(item):
                 raise RuntimeFault(
                     f"'{name}' cannot be registered in the checkpoint",
                     why=f"{type(item).__name__} has no state_dict and load_state_dict",
@@ -182,10 +157,10 @@ class CheckpointStore:
             RuntimeFault: The disk is full; earlier checkpoints are untouched.
         """
         self.before_save()
-        shared = {name: item.state_dict() for name, item in self._objects.items() if _same_on_all_ranks(item)}
+        shared = {name: item.state_dict() for name, item in self._objects.items() if same_on_all_ranks(item)}
         own = self.capture_rank()
         own["objects"] = {
-            name: _state_of(item) for name, item in self._objects.items() if not _same_on_all_ranks(item)
+            name: state_of(item) for name, item in self._objects.items() if not same_on_all_ranks(item)
         }
         ranks = self._peers.exchange("checkpoint", own)
         path = self.folder / ("best.pt" if kind == "best" else f"step_{step:06d}.pt")
@@ -299,7 +274,13 @@ class CheckpointStore:
                 found = load_checkpoint(self.folder / name)
                 if found.digest != digest:
                     raise CheckpointError(f"rank {self._peers.rank} read another {name} than the main rank")
-            self._check(found)
+            check_fits(
+                found,
+                facts=self.facts,
+                described=self.meta,
+                names=self._objects,
+                machine=self.machine,
+            )
             self._restore(found)
         except MedrlError as error:
             failure = error
@@ -337,48 +318,6 @@ class CheckpointStore:
             )
         return None
 
-    def _check(self, found: Checkpoint) -> None:
-        """Raise unless method, config, labels and registered names fit this run."""
-        mine, theirs = self.facts, found.meta
-        if theirs.get("method") != mine.get("method"):
-            raise CheckpointError(
-                f"checkpoint {found.path} belongs to method '{theirs.get('method')}'",
-                why=f"this run is of method '{mine.get('method')}'",
-                do="use another run folder with -o",
-            )
-        if not isinstance(theirs.get("step"), int) or theirs["step"] < 0:
-            raise CheckpointError(
-                f"checkpoint {found.path} cannot be used", why=f"its step is {theirs.get('step')!r}"
-            )
-        changed = config_difference(theirs.get("config"), mine.get("config"), self.machine)
-        if changed:
-            raise CheckpointError(
-                f"checkpoint {found.path} was saved with another config",
-                why="; ".join(changed),
-                do="give the same settings again, or train into another folder with -o",
-            )
-        for key in ("label_names", "channel_names"):
-            if self.meta.get(key) is not None and theirs.get(key) is not None:
-                a, b = _listed(theirs[key]), _listed(self.meta[key])
-                if a != b:
-                    raise CheckpointError(
-                        f"checkpoint {found.path} has other {key.replace('_', ' ')}",
-                        why=f"{len(a)} there ({', '.join(a)}), {len(b)} in this run ({', '.join(b)})",
-                        do="train on the same dataset, or into another folder with -o",
-                    )
-        stored = set(found.states)
-        missing, unknown = sorted(set(self._objects) - stored), sorted(stored - set(self._objects))
-        if missing or unknown:
-            parts = ([f"missing: {', '.join(missing)}"] if missing else []) + (
-                [f"unknown: {', '.join(unknown)}"] if unknown else []
-            )
-            raise CheckpointError(
-                f"checkpoint {found.path} holds other objects than this run registered",
-                why="; ".join(parts),
-                do="use the version of the plugin that wrote it"
-                + (f": {theirs['plugin_version']}" if theirs.get("plugin_version") else ""),
-            )
-
     def _restore(self, found: Checkpoint) -> None:
         version, now = found.meta.get("plugin_version"), self.facts.get("plugin_version")
         if version != now:
@@ -386,7 +325,7 @@ class CheckpointStore:
                 "checkpoint %s was written by version %s of the plugin, this is %s", found.path, version, now
             )
         for name, item in self._objects.items():
-            if not _same_on_all_ranks(item):
+            if not same_on_all_ranks(item):
                 continue
             try:
                 if isinstance(item, nn.Module):
@@ -419,8 +358,8 @@ class CheckpointStore:
         try:
             own = found.ranks[self._peers.rank % len(found.ranks)]
             for name, item in self._objects.items():
-                if not _same_on_all_ranks(item):
-                    _load_state(item, own["objects"][name])
+                if not same_on_all_ranks(item):
+                    load_state(item, own["objects"][name])
             self.restore_rank(own, same_world)
         except (
             ValueError,
@@ -439,53 +378,7 @@ class CheckpointStore:
         _raise_first(self._peers.exchange("rank state", failure))
 
 
-def config_difference(stored: Any, current: Any, machine: Collection[str] = ()) -> list[str]:
-    """Return lines ``key: stored → current`` where configs differ in what a resumed run must share.
-
-    Left out are the keys of the machine (see `medrl.core.config.machine_keys`) and a larger
-    ``train.max_steps``, which extends a run.
-    """
-    before, after = _flat(stored), _flat(current)
-    lines: list[str] = []
-    for key in sorted(before.keys() | after.keys()):
-        a, b = before.get(key), after.get(key)
-        if key in machine or (a == b and (key in before) == (key in after)):
-            continue
-        if key == "train.max_steps" and isinstance(a, int) and isinstance(b, int) and b > a:
-            continue
-        lines.append(f"{key}: {_shown(before, key)} → {_shown(after, key)}")
-    return lines
-
-
 # -- private ---------------------------------------------------------------------------------------
-
-
-def _same_on_all_ranks(item: object) -> bool:
-    return isinstance(
-        item, (nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-    )
-
-
-def _state_of(item: Any) -> Any:
-    if isinstance(item, torch.Generator):
-        return item.get_state()
-    if isinstance(item, np.random.Generator):
-        return dict(item.bit_generator.state)
-    if isinstance(item, random.Random):
-        version, words, gauss = item.getstate()
-        return [version, list(words), gauss]
-    return item.state_dict()
-
-
-def _load_state(item: Any, state: Any) -> None:
-    if isinstance(item, torch.Generator):
-        item.set_state(state)
-    elif isinstance(item, np.random.Generator):
-        item.bit_generator.state = state
-    elif isinstance(item, random.Random):
-        item.setstate((state[0], tuple(state[1]), state[2]))
-    else:
-        item.load_state_dict(state)
 
 
 def _restore_rng(state: dict[str, Any], exact: bool) -> None:
@@ -506,24 +399,3 @@ def _number(path: Path) -> int:
 
 def _step_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((_number(path), path) for path in folder.glob("step_*.pt") if _number(path) >= 0)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            found.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
-        return found
-    if isinstance(value, (list, tuple)):
-        return {prefix: [list(item) if isinstance(item, tuple) else item for item in value]}
-    return {prefix: value}
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "absent"
-
-
-def _listed(names: Any) -> list[str]:
-    if isinstance(names, Mapping):
-        return [f"{name}={number}" for name, number in sorted(names.items(), key=lambda item: str(item[1]))]
-    return [str(name) for name in names]

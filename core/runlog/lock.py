@@ -97,7 +97,7 @@ class RunLock:
         os.close(fd)
 
     def owner(self) -> dict[str, Any]:
-        """Return who holds the lock (pid, host, start); empty for nobody, and for a dead process of this host."""
+        """Return who holds the lock (pid, host, start); empty for nobody, or a dead process of this host."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -161,7 +161,8 @@ def _alive(owner: dict[str, Any]) -> bool:
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False
-    return process_alive(pid) and _start_ticks(pid) in (owner.get("ticks"), None)
+    recorded, now = owner.get("ticks"), _start_ticks(pid)
+    return process_alive(pid) and (recorded is None or now is None or recorded == now)
 
 
 def process_alive(pid: int) -> bool:

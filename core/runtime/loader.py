@@ -162,8 +162,8 @@ class ResumableLoader(Generic[T]):
     def _fetch(self, batches: Iterator[Any]) -> T:
         try:
             batch = next(batches)
-        except RuntimeError as error:
-            fault = worker_fault(error)
+        except (RuntimeError, OSError, EOFError) as error:
+            fault = worker_fault(error) if self.workers else None
             if fault is None:
                 raise
             raise fault from error
@@ -173,22 +173,30 @@ class ResumableLoader(Generic[T]):
         return result
 
 
-def worker_fault(error: RuntimeError) -> RuntimeFault | None:
-    """Return the handled error where torch says that a worker died or gave nothing in time, else None."""
+def worker_fault(error: BaseException) -> RuntimeFault | None:
+    """Return the handled error where a worker died or gave nothing in time, else None.
+
+    A death shows as torch's own message, or as a connection that breaks off while a batch is handed over.
+    """
     text = str(error)
-    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+    dead = "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)
+    if dead or (isinstance(error, (ConnectionError, EOFError)) and "Caught" not in text):
         return RuntimeFault(
             "a data-loading worker died",
-            why=text.strip().splitlines()[0],
+            why=_first_line(error),
             do="--workers 0 shows the case; if memory or /dev/shm ran out, fewer workers or smaller patches",
         )
     if "DataLoader timed out" in text:
         return RuntimeFault(
             "the data-loading workers gave no batch in time",
-            why=text.strip().splitlines()[0],
+            why=_first_line(error),
             do="--workers 0 shows the case; train.timeout_s sets the limit",
         )
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Batches:

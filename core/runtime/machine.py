@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -18,7 +18,9 @@ from medrl.core import rng
 from medrl.core.checkpoint import CheckpointStore
 from medrl.core.errors import ConfigError, Interrupted, RuntimeFault
 from medrl.core.runlog import RunFolder, TensorBoardSink
+from medrl.core.runtime.checks import Prepared, check_optimizer, check_registered
 from medrl.core.runtime.loader import ResumableLoader
+from medrl.core.runtime.metrics import mean_over_ranks
 from medrl.core.runtime.ranks import Ranks
 from medrl.core.runtime.signals import StopFlag
 from medrl.core.runtime.stepping import StepInfo, Stepper
@@ -80,7 +82,7 @@ class Runtime:
         self._stop = stop
         self._precision = str(self.train.precision)
         self._stepper = Stepper(ranks, device, fp16=self._precision == "fp16", event=self._event)
-        self._prepared: list[tuple[nn.Module, dict[int, str]]] = []
+        self._prepared: list[Prepared] = []
         self._checked: set[int] = set()
         self._loaders: dict[str, ResumableLoader[Any]] = {}
         self._loader_states: dict[str, dict[str, int]] = {}
@@ -239,7 +241,7 @@ class Runtime:
             RuntimeFault: Three steps in a row were not finite, or parameters appeared after `prepare`.
         """
         if id(optimizer) not in self._checked:
-            self._check_optimizer(optimizer)
+            check_optimizer(optimizer, self._prepared, self.checkpoint)
             self._checked.add(id(optimizer))
         return self._stepper.step(optimizer, clip_norm=clip_norm)
 
@@ -314,7 +316,7 @@ class Runtime:
         self.total_steps = total
         self.completed = start
         self.ranks.step = start
-        self._check_registered()
+        check_registered(self._prepared, self.checkpoint)
         self._obey_stop(start)
         every = int(self.train.checkpoint_every)
         for step in range(start + 1, total + 1):
@@ -336,28 +338,9 @@ class Runtime:
         Tensors with several elements become lists. Metrics that are already equal on all ranks stay what they
         are.
         """
-        numbers: dict[str, torch.Tensor] = {}
-        texts: dict[str, object] = {}
-        for name, value in metrics.items():
-            if isinstance(value, torch.Tensor):
-                numbers[name] = value.detach().to("cpu", torch.float64)
-            elif isinstance(value, (bool, int, float)) or hasattr(value, "dtype"):
-                numbers[name] = torch.as_tensor(value, dtype=torch.float64)
-            elif isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
-                numbers[name] = torch.tensor(value, dtype=torch.float64)
-            else:
-                texts[name] = value
-        if numbers:
-            flat = torch.cat([tensor.reshape(-1) for tensor in numbers.values()])
-            every = self.ranks.gather_tensor(f"log {', '.join(numbers)}", flat)
-            mean = torch.stack(every).sum(0) / self.world_size
-            mean = torch.where(torch.stack([part == flat for part in every]).all(0), flat, mean)
-            parts = torch.split(mean, [tensor.numel() for tensor in numbers.values()])
-            for (name, tensor), part in zip(numbers.items(), parts, strict=True):
-                texts[name] = part.reshape(tensor.shape).tolist()
+        values = mean_over_ranks(self.ranks, metrics)
         if not self.is_main:
             return
-        values = {name: texts[name] for name in metrics}
         self.run.metrics(step, **values)
         if "tensorboard" in self.train.log:
             if self._board is None:
@@ -398,44 +381,6 @@ class Runtime:
         self.ranks.meet("end of the run")
         if any(True for _ in self.checkpoint.registered()) and self.completed:
             self._save(self.completed)
-
-    def _check_registered(self) -> None:
-        for module, _ in self._prepared:
-            trainable = any(parameter.requires_grad for parameter in module.parameters())
-            if trainable and not self.checkpoint.covers(module):
-                raise RuntimeFault(
-                    f"the trainable module {type(module).__name__} is not registered in the checkpoint",
-                    why="a resumed run would continue with random weights",
-                    do="rt.checkpoint.register(name=module), or set requires_grad to False",
-                )
-
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        self._check_registered()
-        if not self.checkpoint.holds(optimizer):
-            raise RuntimeFault(
-                f"the optimiser {type(optimizer).__name__} is not registered in the checkpoint",
-                why="a resumed run would lose its moments",
-                do="rt.checkpoint.register(optimizer=optimizer)",
-            )
-        known: set[int] = set()
-        for module, names in self._prepared:
-            for name, parameter in module.named_parameters():
-                if id(parameter) not in names:
-                    raise RuntimeFault(
-                        f"parameter {name} of {type(module).__name__} appeared after rt.prepare",
-                        why="it is neither synchronised over ranks nor in the optimiser",
-                        do="create every layer in __init__",
-                    )
-            known.update(names)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in known:
-                    raise RuntimeFault(
-                        f"the optimiser {type(optimizer).__name__} holds a parameter of shape "
-                        f"{tuple(parameter.shape)} that belongs to no prepared module",
-                        why="it would differ between ranks",
-                        do="give its module to rt.prepare first",
-                    )
 
     def _check_accumulation(self) -> None:
         if int(self.train.accumulate) > 1 and not self._micro_used:
@@ -488,32 +433,13 @@ class Runtime:
             facts["skipped_cases"] = dict(self._stepper.bad_cases)
         return facts
 
-    def _close(self) -> None:
+    def _close_loaders(self) -> None:
+        """End the workers; torch may report a dead one once more, from a signal handler, while they end."""
         for loader in self._loaders.values():
-            loader.close()
+            with suppress(RuntimeError):
+                loader.close()
+
+    def _close(self) -> None:
+        self._close_loaders()
         if self._board is not None:
             self._board.close()
-
-
-def machine_facts(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
-    """Return versions and hardware for the manifest."""
-    import importlib.metadata
-    import platform
-
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    return {
-        "versions": versions,
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-    }

@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from medrl.core.errors import EXIT_RUNTIME, ConfigError, MedrlError, RuntimeFault
 from medrl.core.runlog.lock import process_alive
@@ -299,7 +301,7 @@ class Ranks:
         try:
             patience = timedelta(seconds=max(self.timeout_s, _START_S))
             if _store is None:
-                meeting = dist.rendezvous("env://", self.rank, self.world_size, timeout=patience)
+                meeting = rendezvous("env://", self.rank, self.world_size, timeout=patience)
                 _store = next(iter(meeting))[0]
             _sessions += 1
             here = [f"medrl{_sessions}/here/{rank}" for rank in range(self.world_size)]
@@ -307,7 +309,7 @@ class Ranks:
             _store.wait(here, patience)  # importing torch takes some ranks longer than others
             dist.init_process_group(
                 backend="cpu:gloo,cuda:nccl" if self._cuda else "gloo",
-                store=dist.PrefixStore(f"medrl{_sessions}", _store),
+                store=PrefixStore(f"medrl{_sessions}", _store),
                 rank=self.rank,
                 world_size=self.world_size,
                 timeout=timedelta(seconds=self.timeout_s),
@@ -421,4 +423,4 @@ def _case_text(cases: Sequence[str]) -> str:
 
 
 def _where(facts: Mapping[str, Any]) -> str:
-    return f"step {facts.get('step')}{_case_text(facts.get('cases') or ())}, {facts.get('doing', 'working')}"
+    return f"step {facts.get('step')}{_case_text(facts.get('cases') or ())}"

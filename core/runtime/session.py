@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import platform
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from medrl.core.checkpoint import CheckpointStore, config_difference
 from medrl.core.config import machine_keys, parse_yaml
 from medrl.core.errors import CheckpointError, ConfigError, Interrupted, MedrlError, RuntimeFault
 from medrl.core.runlog import RunFolder, TensorBoardSink
+from medrl.core.runtime.checks import check_registered
 from medrl.core.runtime.loader import worker_fault
-from medrl.core.runtime.machine import Runtime, machine_facts
+from medrl.core.runtime.machine import Runtime
 from medrl.core.runtime.ranks import Ranks, detect_ranks
 from medrl.core.runtime.signals import StopFlag
 from medrl.core.types import PLUGIN_API
@@ -40,7 +42,7 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
         torch.set_num_threads(int(train.threads))
     if "tensorboard" in train.log:
         TensorBoardSink.require()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
     if train.deterministic:
         rng.use_deterministic_algorithms()
     stop = StopFlag()
@@ -75,6 +77,8 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
         outcome = "interrupted"
         raise
     except BaseException as error:
+        if rt is not None:
+            rt._close_loaders()
         fault = _translated(error, ranks)
         _record(fault or error, ranks)
         if fault is not None:
@@ -82,7 +86,7 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
         raise
     finally:
         stop.restore()
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(deterministic)
         if rt is not None:
             rt.run.manifest.update(rt._outcome())
             rt._observe("medrl_run_finished", run=run, outcome=outcome)
@@ -221,7 +225,7 @@ def _store(rt: Runtime, facts: dict[str, Any]) -> CheckpointStore:
     store.on_resumed = rt._resumed
 
     def before_save() -> None:
-        rt._check_registered()
+        check_registered(rt._prepared, rt.checkpoint)
         rt.ranks.meet("saving")
         rt._stepper.share_buffers()
 
@@ -279,6 +283,27 @@ def _ender(run: RunFolder) -> Callable[[RuntimeFault], None]:
         run.close("failed")
 
     return end
+
+
+def machine_facts(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
+    """Return versions and hardware for the manifest."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "versions": versions,
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _version(package: str) -> str:

@@ -559,12 +559,14 @@ class Suicidal(toy.Cases):
         return super().__getitem__(index)
 
 
-def test_a_killed_worker_is_an_error_with_advice(tmp_path):
-    with (
-        pytest.raises(RuntimeFault, match="data-loading worker died") as caught,
-        toy.make_job(tmp_path / "run", 4, workers=1).runtime() as rt,
-    ):
-        batches = rt.loader(Suicidal(), batch_size=1, shuffle=False)
+def read_all(folder, dataset):
+    with toy.make_job(folder, 4, workers=1).runtime() as rt:
+        batches = rt.loader(dataset, batch_size=1, shuffle=False)
         for _ in rt.steps(rt.checkpoint.resume(), 4):
             next(batches)
+
+
+def test_a_killed_worker_is_an_error_with_advice(tmp_path):
+    with pytest.raises(RuntimeFault, match="data-loading worker died") as caught:
+        read_all(tmp_path / "run", Suicidal())
     assert "--workers 0" in caught.value.do

@@ -1,6 +1,6 @@
 """A tiny method for the tests of the runtime: jobs, data, a loop, and states as bytes.
 
-The loop draws from every kind of random stream, has dropout, batch statistics, a scheduler and a baseline, so that
+The loop draws from every kind of random stream and has dropout, batch statistics, a scheduler and a baseline:
 whatever a resume forgets changes the result.
 """
 
@@ -76,7 +76,7 @@ def network():
 
 
 def fit(rt, *, before=None, loss_of=None):
-    """Train; `before(rt, step)` runs at the start of each step, `loss_of(rt, step, loss)` may change the loss."""
+    """Train; `before(rt, step)` runs before each step, `loss_of(rt, step, loss)` may change the loss."""
     net, critic = rt.prepare(network(), nn.Linear(3, 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=rt.job.config.train.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.9)
@@ -91,9 +91,8 @@ def fit(rt, *, before=None, loss_of=None):
         baseline=baseline,
         actions=actions,
     )
-    rt.checkpoint.describe(
-        label_names={"background": 0, "lesion": 1}, channel_names=["T2"], spacing=[3.0, 1.0, 1.0]
-    )
+    labels = {"background": 0, "lesion": 1}
+    rt.checkpoint.describe(label_names=labels, channel_names=["T2"], spacing=[3.0, 1.0, 1.0])
     batches = rt.loader(Cases(), batch_size=2, shuffle=True)
     for step in rt.steps(rt.checkpoint.resume(), rt.job.config.train.max_steps):
         if before is not None:
@@ -112,9 +111,9 @@ def fit(rt, *, before=None, loss_of=None):
         info = rt.step(optimizer, clip_norm=1.0)
         if info.applied:
             scheduler.step()
-        baseline.update(total)
-        rt.backward((critic(batch["x"]) - baseline.value).pow(2).mean(), cases=cases)
-        rt.step(critic_optimizer)
+            baseline.update(total)
+            rt.backward((critic(batch["x"]) - baseline.value).pow(2).mean(), cases=cases)
+            rt.step(critic_optimizer)
         rt.log(step, loss=total, grad_norm=info.grad_norm, applied=info.applied, rank=float(rt.rank))
     return net, optimizer
 
