@@ -15,8 +15,9 @@ Empty masks: both empty gives NaN (not defined, left out of means and counted). 
 distances and a surface Dice of 0.
 
 MONAI owns these numbers, and the table of surface elements is MONAI's. The distances are computed here by
-a k-d tree over the surface alone: on one thread, two balls of radius 90 voxels took 0.14 s against 1.5 s
-with the distance transforms that MONAI uses, and equal values (``benchmarks/surface_distance.py``).
+a k-d tree over the surface alone, where MONAI makes distance transforms of the whole box. On one thread it
+takes between an eighth and three quarters of MONAI's time with equal values; for two balls of radius 90
+voxels, HD95 0.18 s against 0.33 s and NSD 0.35 s against 1.37 s (``benchmarks/surface_distance.py``).
 """
 
 from __future__ import annotations

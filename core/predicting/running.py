@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from medrl.core.checkpoint import Checkpoint, load_checkpoint
-from medrl.core.dataset import list_inputs, plan_outputs, stack_channels
-from medrl.core.errors import CheckpointError, ConfigError, DataError, MedrlError, RuntimeFault
+from medrl.core.dataset import list_inputs, stack_channels
+from medrl.core.errors import ConfigError, DataError, MedrlError, RuntimeFault
 from medrl.core.types import Case, Prediction, Predictor, Volume
-from medrl.core.volume import image_suffix
 from medrl.core.volume.write import write_bytes
 
 from .outputs import (
@@ -31,13 +30,13 @@ from .outputs import (
     write_case,
     write_statistics,
 )
+from .planning import case_digest, common_names, plan_files
 from .record import (
     REPORT_NAME,
     CaseRecord,
     PredictReport,
     file_digest,
     finished_before,
-    inputs_digest,
     json_bytes,
     plain,
     settings_digest,
@@ -102,11 +101,11 @@ class _Run:
             raise ConfigError("nothing to predict with", why="no checkpoint was given")
         checkpoints = [load_checkpoint(path, method=job.method) for path in job.checkpoints]
         self.predictors = [load(checkpoint) for checkpoint in checkpoints]
-        self.names = _common_names(self.predictors, job.checkpoints)
+        self.names = common_names(self.predictors, job.checkpoints)
         cases = sorted(
             list_inputs(job.inputs, tuple(self.predictors[0].channel_names)), key=lambda case: case.id
         )
-        self.folder, self.outputs = _plan(job.output, cases)
+        self.folder, self.outputs = plan_files(job.output, cases)
         self.cases = cases[index - 1 :: parts]
         self.settings = settings_digest(
             {
@@ -186,7 +185,7 @@ class _Run:
 
     def _predict(self, case: Case) -> CaseRecord:
         clock = _Clock()
-        inputs = _inputs(case)
+        inputs = case_digest(case)
         volume = stack_channels(case, tuple(self.predictors[0].channel_names))
         clock.lap("read")
         probabilities = self._probabilities(case, volume)
@@ -275,7 +274,7 @@ class _Run:
         if self.job.statistics and not record.volumes_ml:
             return False
         try:
-            if record.inputs != _inputs(case):
+            if record.inputs != case_digest(case):
                 return False
             return bool(record.files) and all(
                 file_digest(self.folder / name) == digest for name, digest in record.files.items()
@@ -350,51 +349,6 @@ class _Run:
             raise RuntimeFault(
                 error.what, why=error.why, do="free space on that disk and run again with --continue"
             ) from error
-
-
-def _common_names(predictors: Sequence[Predictor], paths: Sequence[Path]) -> Mapping[str, int]:
-    """Return the label names that all folds share."""
-    first = predictors[0]
-    for predictor, path in zip(predictors[1:], paths[1:], strict=True):
-        for what, ours, theirs in (
-            ("labels", dict(first.label_names), dict(predictor.label_names)),
-            ("channels", list(first.channel_names), list(predictor.channel_names)),
-        ):
-            if ours != theirs:
-                raise CheckpointError(
-                    f"{path} does not fit {paths[0]}",
-                    why=f"its {what} are {theirs}, expected {ours}",
-                    do="average folds of one training only",
-                )
-    return dict(first.label_names)
-
-
-def _plan(output: Path, cases: Sequence[Case]) -> tuple[Path, dict[str, Path]]:
-    """Return the output folder and the file of each case; one case may be given a file of its own."""
-    if image_suffix(output) in (".nii", ".nii.gz") and not output.is_dir():
-        if len(cases) != 1:
-            raise ConfigError(
-                f"--output {output}", why=f"one file for {len(cases)} cases", do="name a folder instead"
-            )
-        case = cases[0]
-        if output.resolve() in {image.resolve() for image in case.images}:
-            raise DataError(f"case {case.id}", why="the result would overwrite its input", case=case.id)
-        return output.parent, {case.id: output}
-    return output, plan_outputs(cases, output)
-
-
-def _inputs(case: Case) -> str:
-    """Return the digest of the images of a case.
-
-    Raises:
-        DataError: One cannot be read.
-    """
-    try:
-        return inputs_digest(case.images)
-    except OSError as error:
-        raise DataError(
-            f"case {case.id}", why=f"an image cannot be read: {error.strerror or error}", case=case.id
-        ) from error
 
 
 def _reason(record: CaseRecord) -> str:
