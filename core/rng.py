@@ -55,11 +55,11 @@ def numpy_generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, *names))
 
 
-def capture(*, devices: bool = True) -> dict[str, Any]:
+def capture(device: torch.device | None = None) -> dict[str, Any]:
     """Return the state of the global streams as tensors and plain types, safe for weights-only storage.
 
     Args:
-        devices: Also the streams of the CUDA devices, if CUDA is in use.
+        device: Also the stream of this accelerator; each rank keeps that of its own.
     """
     version, words, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
@@ -73,13 +73,15 @@ def capture(*, devices: bool = True) -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if devices and torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device is not None and device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device is not None and device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def restore(state: Mapping[str, Any]) -> None:
-    """Set the global streams to a state from `capture`; CUDA states are set as far as the devices exist."""
+def restore(state: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Set the global streams to a state from `capture`; that of an accelerator, if both had the same kind."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     numpy_state = state["numpy"]
@@ -92,9 +94,10 @@ def restore(state: Mapping[str, Any]) -> None:
         }
     )
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(device_state, index)
+    if device is not None and device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device is not None and device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextmanager

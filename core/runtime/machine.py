@@ -395,7 +395,7 @@ class Runtime:
 
     def _capture_rank(self) -> dict[str, Any]:
         loaders = {name: loader.state_dict() for name, loader in self._loaders.items()}
-        return {"rng": rng.capture(), "loaders": loaders}
+        return {"rng": rng.capture(self.device), "loaders": loaders}
 
     def _restore_rank(self, state: dict[str, Any], exact: bool) -> None:
         self._loader_states = dict(state["loaders"])
@@ -403,7 +403,7 @@ class Runtime:
             if name in self._loader_states:
                 loader.load_state_dict(self._loader_states[name])
         if exact:
-            rng.restore(state["rng"])
+            rng.restore(state["rng"], self.device)
 
     def _capture_runtime(self) -> dict[str, Any]:
         best = {"metric": self.best_metric, "step": self.best_step, "name": self.best_name}

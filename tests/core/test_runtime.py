@@ -550,6 +550,7 @@ def test_a_failed_case_arrives_whole_and_is_never_replaced(workers):
     with pytest.raises(DataError) as caught:
         next(batches)
     assert (caught.value.case, caught.value.do) == ("case_3", "copy it again")
+    batches.close()
 
 
 class Suicidal(toy.Cases):
