@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
@@ -36,6 +35,8 @@ def launcher_token() -> str:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
         value = os.environ.get(name, "")
         if value and value != "none":
+            import hashlib
+
             return hashlib.sha256(value.encode()).hexdigest()[:6]
     return ""
 
