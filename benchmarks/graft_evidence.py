@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medrl.core import stats
 from medrl.core.dataset import open_dataset
 from medrl.core.jobs import build_train_job
 from medrl.core.manager import PluginManager
@@ -56,7 +55,9 @@ REWARD = 4
 # --- datasets ----------------------------------------------------------------------------------------------
 
 
-def write_case(root: Path, part: str, name: str, images: list[np.ndarray], label: np.ndarray, affine: Any) -> None:
+def write_case(
+    root: Path, part: str, name: str, images: list[np.ndarray], label: np.ndarray, affine: Any
+) -> None:
     """Write the channels and the label of one case."""
     for channel, image in enumerate(images):
         path = root / f"images{part}" / f"{name}_{channel:04d}.nii.gz"
@@ -76,7 +77,9 @@ def resized_hippocampus(source: Path, work: Path) -> dict[str, tuple[list[np.nda
         label = read_volume(case.label, kind="label")
         factors = [new / old for new, old in zip(target, image.data.shape[1:], strict=True)]
         affine = image.affine @ np.diag([*(1 / factor for factor in factors), 1.0])
-        small = ndimage.zoom(image.data[0].astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
+        small = ndimage.zoom(
+            image.data[0].astype(np.float32), factors, order=1, grid_mode=True, mode="nearest"
+        )
         names = ndimage.zoom(label.data[0], factors, order=0, grid_mode=True, mode="nearest")
         cases[case.id] = ([small], names, affine)
     return cases
@@ -86,7 +89,14 @@ def phantom_cases(work: Path) -> dict[str, tuple[list[np.ndarray], np.ndarray, A
     """Synthetic prostates of 32 × 32 × 12 voxels."""
     folder = work / "phantom" / "source"
     if not folder.exists():
-        write_prostate(folder, cases=sum(GROUPS["phantom"]), test_cases=0, seed=7, shape=(32, 32, 12), spacing=(1.0, 1.0, 3.0))
+        write_prostate(
+            folder,
+            cases=sum(GROUPS["phantom"]),
+            test_cases=0,
+            seed=7,
+            shape=(32, 32, 12),
+            spacing=(1.0, 1.0, 3.0),
+        )
     cases = {}
     for case in open_dataset(folder).cases:
         images = [read_volume(path) for path in case.images]
@@ -110,7 +120,11 @@ def prepare_dataset(work: Path, kind: str, source: Path | None) -> None:
     names = sorted(cases)
     random.Random(0).shuffle(names)
     first, second, third = GROUPS[kind]
-    groups = {"teachers": names[:first], "tune": names[first : first + second], "report": names[first + second :][:third]}
+    groups = {
+        "teachers": names[:first],
+        "tune": names[first : first + second],
+        "report": names[first + second :][:third],
+    }
     groups["flipped"] = groups["teachers"]
     for group, chosen in groups.items():
         folder = root / group
@@ -178,7 +192,11 @@ def prepare_teachers(work: Path, kind: str, manager: PluginManager) -> None:
     for number in range(TEACHERS):
         folder = root / "runs" / f"teacher_{number}"
         if not (folder / "report_me").exists():
-            values = merged(common(kind, "teachers", work), steps, {"data": {"fold": number}, "train": {"seed": 50 + number}})
+            values = merged(
+                common(kind, "teachers", work),
+                steps,
+                {"data": {"fold": number}, "train": {"seed": 50 + number}},
+            )
             fit(manager, values, folder)
             (folder / "report_me").write_text("")
     folder = root / "runs" / "flipped"
@@ -191,7 +209,14 @@ def prepare_teachers(work: Path, kind: str, manager: PluginManager) -> None:
         names = [*(f"teacher_{number}" for number in range(TEACHERS)), "flipped"]
         runs = [path for name in names for path in graft_teachers.find_teachers(root / "runs" / name)]
         graft_teachers.extract(
-            manager, job.config, runs, honest, taps=["neg1"], dtype="bf16", every_case=True, say=lambda line: None
+            manager,
+            job.config,
+            runs,
+            honest,
+            taps=["neg1"],
+            dtype="bf16",
+            every_case=True,
+            say=lambda line: None,
         )
         spoil(root, group)
 
@@ -206,7 +231,13 @@ def spoil(root: Path, group: str) -> None:
     honest = root / f"features_{group}"
     for name, plan in {
         "A": ("teacher_0", "teacher_1", "teacher_2", ("teacher_5", same), ("teacher_3", blurred)),
-        "B": ("teacher_0", "teacher_1", ("teacher_2", blurred), ("teacher_3", shuffled), ("teacher_4", noisy)),
+        "B": (
+            "teacher_0",
+            "teacher_1",
+            ("teacher_2", blurred),
+            ("teacher_3", shuffled),
+            ("teacher_4", noisy),
+        ),
     }.items():
         for number, item in enumerate(plan):
             source, change = (item, same) if isinstance(item, str) else item
@@ -306,7 +337,9 @@ def conditions(teachers: str, channel: str) -> dict[str, dict[str, Any]]:
         return {"weighting": {"mode": "reinforce", "prior": prior}, "agent": agent, **with_reward()}
 
     fixed = {
-        f"single {number}": {"weighting": {"mode": "fixed", "fixed": [float(k == number) for k in range(TEACHERS)]}}
+        f"single {number}": {
+            "weighting": {"mode": "fixed", "fixed": [float(k == number) for k in range(TEACHERS)]}
+        }
         for number in range(TEACHERS)
     }
     return {
@@ -342,7 +375,9 @@ def matrix(group: str) -> list[Run]:
     for seed in SEEDS[group]:
         for kind in ("hippocampus", "phantom"):
             runs.append(Run(kind, "no", "teachers", "labels only", seed, group))
-            runs.append(Run(kind, "no", "teachers", "labels only, reward labels trained", seed, group, all_labels()))
+            runs.append(
+                Run(kind, "no", "teachers", "labels only, reward labels trained", seed, group, all_labels())
+            )
             for teachers, channel in (("A", "features"), ("A", "logits"), ("B", "features")):
                 for name, values in conditions(teachers, channel).items():
                     runs.append(Run(kind, teachers, channel, name, seed, group, values))
@@ -361,7 +396,9 @@ def execute(run: Run, work: Path, manager: PluginManager) -> None:
         common(run.kind, run.group, work),
         {"train": {"max_steps": steps, "validate_every": steps, "checkpoint_every": steps, "seed": run.seed}},
         {"split": {"labelled": LABELLED}},
-        {} if run.teachers == "no" else {"teachers": {"features": [str(work / run.kind / f"set_{run.teachers}_{run.group}")]}},
+        {}
+        if run.teachers == "no"
+        else {"teachers": {"features": [str(work / run.kind / f"set_{run.teachers}_{run.group}")]}},
         {"features": FEATURES, "logits": LOGITS}.get(run.channel, {}),
         run.values,
     )
@@ -377,7 +414,9 @@ def execute(run: Run, work: Path, manager: PluginManager) -> None:
 
 def main() -> None:
     """Prepare, run, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=["prepare", "run", "page"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path)
