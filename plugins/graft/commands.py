@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
     from medrl.core.predicting import PredictOutcome
 
-WEIGHTINGS = ("uniform", "quality", "probe", "reinforce")
+PRIORS = ("uniform", "quality", "probe")
+WEIGHTINGS = (*PRIORS, "fixed", "align", "meta", "legacy", "reinforce")
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -38,8 +39,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @config_option(
     "--weighting-prior",
     key="weighting.prior",
-    type=click.Choice(WEIGHTINGS[:3]),
-    help="What reinforce starts from.",
+    type=click.Choice(PRIORS),
+    help="What reinforce and align start from.",
 )
 @config_option(
     "--labelled",

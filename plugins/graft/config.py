@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
 
-Mode = Literal["uniform", "quality", "probe", "reinforce"]
+Mode = Literal["uniform", "quality", "probe", "fixed", "align", "meta", "legacy", "reinforce"]
 Prior = Literal["uniform", "quality", "probe"]
 
 
@@ -155,10 +155,15 @@ class WeightingConfig(Block):
 
     mode: Mode = "probe"
     """`uniform` 1/N; `quality` by the Dice of each teacher's logits on the labelled cases; `probe` by the
-    Dice of a linear read-out of its features, leaving one labelled case out; `reinforce` a learned residual
-    on the prior."""
+    Dice of a linear read-out of its features, leaving one labelled case out; `fixed` the numbers below;
+    `align` a residual on the prior by gradient alignment with the reward cases; `meta` by the teachers'
+    losses on each batch; `legacy` the published mixture of policy, quality and diversity; `reinforce` a
+    learned residual on the prior."""
     prior: Prior = "probe"
-    """What `reinforce` starts from."""
+    """What `reinforce` and `align` start from."""
+    fixed: tuple[float, ...] = ()
+    """One number for each teacher, not negative, scaled to sum to one; for weighting `fixed`: single
+    teachers, and weights that are known to be right."""
     temperature: float = Field(default=0.1, gt=0.0)
     """Weights are softmax(q/temperature) of the logit quality."""
     probe_temperature: float = Field(default=0.03, gt=0.0)
@@ -171,6 +176,15 @@ class WeightingConfig(Block):
     floor: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Part of the weight that is shared equally, so that no teacher is lost; `reinforce` uses at least
     0.01."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.fixed
+        if any(not 0.0 <= value < float("inf") for value in given) or (given and sum(given) == 0.0):
+            raise ValueError(f"fixed must be numbers of at least 0, not all 0, got {list(given)}")
+        if self.mode == "fixed" and not given:
+            raise ValueError("weighting `fixed` needs weighting.fixed, one number for each teacher")
+        return self
 
 
 class AgentConfig(Block):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medrl.core.errors import DataError
+from medrl.core.errors import ConfigError, DataError
 
 from .config import GraftConfig
 from .data import GraftData, stratified
@@ -70,10 +70,13 @@ def measure(cfg: GraftConfig, data: GraftData, kinds: Sequence[str]) -> Priors:
     """
     if not kinds:
         return Priors(1, ())
-    mode = cfg.weighting.prior if cfg.weighting.mode == "reinforce" else cfg.weighting.mode
+    mode = prior_mode(cfg)
     priors = Priors(len(data.teachers), kinds)
+    if mode == "fixed":
+        for kind in kinds:
+            priors.weights(kind).copy_(_fixed(cfg, len(data.teachers)))
     if not data.labelled:
-        if mode != "uniform":
+        if mode not in ("uniform", "fixed"):
             raise DataError(
                 f"weighting '{mode}'", why="no training case has a label", do="--weighting uniform"
             )
@@ -91,10 +94,31 @@ def measure(cfg: GraftConfig, data: GraftData, kinds: Sequence[str]) -> Priors:
         if mode == "probe" and kind != LOGITS:
             quality, temperature = _probe(data, samples, kind), cfg.weighting.probe_temperature
         priors.get_buffer(f"quality_{kind}").copy_(quality)
-        if mode != "uniform":
+        if mode not in ("uniform", "fixed"):
             weights = with_floor(from_quality(quality, temperature=temperature), floor)
             priors.weights(kind).copy_(weights)
     return priors
+
+
+def prior_mode(cfg: GraftConfig) -> str:
+    """What the starting weights are: of `align` and `reinforce` the prior, of `meta` and `legacy` uniform."""
+    mode = cfg.weighting.mode
+    if mode in ("align", "reinforce"):
+        return cfg.weighting.prior
+    return "uniform" if mode in ("meta", "legacy") else mode
+
+
+def _fixed(cfg: GraftConfig, teachers: int) -> Tensor:
+    """The given weights, summing to one, ``(N,)``."""
+    given = cfg.weighting.fixed
+    if len(given) != teachers:
+        raise ConfigError(
+            "weighting.fixed",
+            why=f"{len(given)} numbers for {teachers} teachers",
+            do="give one for each teacher, in their order",
+        )
+    weights = torch.tensor(given, dtype=torch.float64)
+    return (weights / weights.sum()).float()
 
 
 def floor_of(cfg: GraftConfig) -> float:
