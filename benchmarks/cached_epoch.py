@@ -7,11 +7,12 @@ are samples per second in the first epoch and in the median later one, and memor
 epoch, summed over the main process and its workers: private (not shared with anyone) and proportional (PSS,
 which counts mapped pages of the page cache; they are given back when memory runs short).
 
-Private memory with ``--whole`` is mostly the heap of the workers, which glibc lets grow from epoch to epoch in
-every arm, uncached too; with ``MALLOC_MMAP_THRESHOLD_=1048576`` in the environment it does not grow. Whole
-volumes in two workers are bound by their transfer to the main process; ``--workers 0`` shows the reading alone.
+Private memory with ``--whole`` is mostly the heap of the workers, which glibc lets grow from epoch to epoch,
+in every arm; with ``MALLOC_MMAP_THRESHOLD_=1048576`` in the environment it does not grow. Whole volumes in
+two workers are dominated by their transfer to the main process; ``--workers 0`` shows the reading alone.
 
-    python benchmarks/cached_epoch.py [--cases 16] [--shape 192 192 24] [--epochs 4] [--workers 2] [--repeats 3] [--whole]
+    python benchmarks/cached_epoch.py [--cases 16] [--shape 192 192 24] [--epochs 4] [--workers 2]
+                                      [--repeats 3] [--whole]
 """
 
 from __future__ import annotations
@@ -204,9 +205,8 @@ def main() -> None:
                     runs[arm].append(run_arm(arm, root, Path(folder), options))
     sample = "whole volumes" if options.whole else f"patches {PATCH}"
     shape = " x ".join(map(str, options.shape))
-    print(
-        f"{options.cases} cases of 4 x {shape} float32, {options.workers} workers, {sample}, median of {options.repeats}\n"
-    )
+    print(f"{options.cases} cases of 4 x {shape} float32, {options.workers} workers, {sample}")
+    print(f"median of {options.repeats} repeats, ratios with their range\n")
     print("| arm | first epoch, /s | later, samples/s | against uncached | private MB | PSS MB | disk MB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for arm, found in runs.items():
