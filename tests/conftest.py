@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shutil
 import subprocess
@@ -120,3 +121,12 @@ def plugin_environment(tmp_path_factory: pytest.TempPathFactory) -> PluginEnviro
     work = folder / "work"
     work.mkdir()
     return PluginEnvironment(python=python, folder=work)
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was():
+    """Undo what the command line, called in this process, changes on medrl's logger."""
+    logger = logging.getLogger("medrl")
+    before = logger.propagate, logger.level, list(logger.handlers)
+    yield
+    logger.propagate, logger.level, logger.handlers[:] = before[0], before[1], before[2]
