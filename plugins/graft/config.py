@@ -62,8 +62,15 @@ class SplitConfig(Block):
     all."""
     reward: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the labelled training cases on which the agent's reward is measured; they are never
-    trained on, and are neither validation nor test. Used only with weighting `reinforce`. 0 measures it
-    on the batch."""
+    trained on, and are neither validation nor test. Used only with weighting `reinforce`, `align` and
+    `legacy`. 0 measures it on the batch."""
+    reward_mode: Literal["split", "crossfit", "batch"] = "split"
+    """`split` sets the reward cases apart for good. `crossfit` deals all labelled cases into folds that take
+    turns: an episode trains without one fold and measures its reward there, so that no label is lost; but
+    those cases are training data in the other episodes, and their reward is an optimistic one. `batch`
+    measures on the batch that was just trained on."""
+    reward_folds: int = Field(default=5, ge=2)
+    """Folds of `crossfit`; at most one for each labelled case."""
 
 
 class TeachersConfig(Block):
@@ -173,6 +180,17 @@ class WeightingConfig(Block):
     cases take the mean)."""
     cases: int = Field(default=20, ge=0)
     """At most so many labelled cases measure the quality; 0 = all."""
+    align_every: int = Field(default=5, ge=1)
+    """`align` measures all teachers at every so many steps."""
+    align_epsilon: float = Field(default=0.02, gt=0.0)
+    """`align`: length of the step in weight space, in units of the student's weights."""
+    align_temperature: float = Field(default=0.25, gt=0.0)
+    """`align`: weights are softmax(log prior + S/temperature) of the running score S in [-1, 1]."""
+    align_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """`align`: memory of the score."""
+    meta: Literal["standard", "adaptive", "context"] = "adaptive"
+    """`meta`: few projected gradient steps on the teachers' losses with fixed or with scheduled settings, or
+    a softmax of the likeness of pooled features. Source: upstream meta_teacher_optimizer.py."""
     floor: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Part of the weight that is shared equally, so that no teacher is lost; `reinforce` uses at least
     0.01."""
@@ -188,7 +206,7 @@ class WeightingConfig(Block):
 
 
 class AgentConfig(Block):
-    """The policy of weighting `reinforce` and its reward."""
+    """The policy of weighting `reinforce` and its reward; `align` and `legacy` share what fits."""
 
     policy: Literal["free", "state"] = "free"
     """`free` learns one number for each teacher; `state` is a network that sees the teachers' features,
@@ -197,8 +215,15 @@ class AgentConfig(Block):
     """Concentration of the Dirichlet policy around its mean."""
     lr: float = Field(default=0.05, gt=0.0)
     """Learning rate of the policy (Adam). Upstream `--agent-lr` 1e-3 with SGD."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Of the policy; `sgd` without momentum (upstream)."""
+    reach: float = Field(default=0.0, ge=0.0)
+    """If above 0, the rate is reach / updates of the run instead of `lr`: with Adam, how far a score can go
+    if every update points the same way. 15 is the rate 0.05 over 300 updates."""
     interval: int = Field(default=10, ge=1)
-    """Measured steps in an episode. Upstream `--agent-update-interval` 50."""
+    """Measured actions in an episode. Upstream `--agent-update-interval` 50."""
+    horizon: int = Field(default=1, ge=1)
+    """Steps over which an action is held; its reward is the change over all of them."""
     gamma: float = Field(default=0.0, ge=0.0, le=1.0)
     """Discount of later rewards. Upstream `--reward-gamma` 0.95."""
     terminal: bool = False
@@ -217,10 +242,22 @@ class AgentConfig(Block):
     reward_cases: int = Field(default=2, ge=1)
     """Cases of the reward split on which one episode measures its rewards; the next takes the next ones."""
     reward_every: int = Field(default=1, ge=1)
-    """Measure the reward at every so many steps; the others are not learned from."""
+    """Measure the reward of every so many actions; the others are not learned from."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the weights pass from the prior to the policy; as many as the run has, or more,
-    switch the agent off."""
+    switch the agent off. Upstream counts epochs."""
+    blend: Literal["uniform", "ones"] = "ones"
+    """`legacy` starts its warm-up from 1/N, as its paper says, or from 1 for each teacher, as its code
+    does; with `ones` a warm-up longer than the run goes on to its end."""
+    update: Literal["episode", "step"] = "episode"
+    """`legacy`: update from returns (upstream `--use-episode-reward`), or from single batches."""
+    step_every: int = Field(default=200, ge=1)
+    """`legacy` with `step`: steps between updates. Upstream `--agent-step`."""
+    gated_diversity: bool = True
+    """`legacy`: mix in quality times unlikeness to the student. Upstream
+    `--no-accuracy-gated-diversity` leaves it out."""
+    dynamic: bool = False
+    """`legacy`: learn the three factors of the mixture. Upstream `--dynamic`."""
     disagreement: bool = True
     """Show a `state` policy each teacher's distance from the mean. Upstream
     `--use-disagreement-reward`."""

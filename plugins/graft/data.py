@@ -40,6 +40,7 @@ class GraftData:
         unlabelled: Trained on through the teachers alone.
         reward: Measure the agent's reward; never trained on.
         val: Select the best checkpoint.
+        folds: Parts of `labelled` that take turns in measuring the reward; empty without cross-fitting.
     """
 
     dataset: Dataset
@@ -51,6 +52,12 @@ class GraftData:
     unlabelled: tuple[Case, ...]
     reward: tuple[Case, ...]
     val: tuple[Case, ...]
+    folds: tuple[tuple[Case, ...], ...] = ()
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Convention of each teacher's logits; what an import wrote follows nnU-Net's."""
+        return tuple(teacher.family for teacher in self.teachers)
 
     @property
     def in_channels(self) -> int:
@@ -149,7 +156,10 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
     )
     labelled, unlabelled = _labelled(cfg, split.train, store)
     reward: tuple[Case, ...] = ()
-    if teachers and agent_acts(cfg) and cfg.split.reward > 0:
+    folds: tuple[tuple[Case, ...], ...] = ()
+    if teachers and agent_acts(cfg) and cfg.split.reward_mode == "crossfit":
+        folds = _reward_folds(cfg, labelled, store)
+    elif teachers and agent_acts(cfg) and cfg.split.reward_mode == "split" and cfg.split.reward > 0:
         labelled, reward = _reward_cases(cfg, labelled, store)
     if not teachers:
         unlabelled = ()
@@ -169,12 +179,21 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
         unlabelled=unlabelled,
         reward=reward,
         val=split.val,
+        folds=folds,
     )
 
 
 def agent_acts(cfg: GraftConfig) -> bool:
-    """Whether the run has an agent: weighting `reinforce` with a warm-up shorter than the run."""
-    return cfg.weighting.mode == "reinforce" and not agent_is_off(cfg.agent.warmup, cfg.train.max_steps)
+    """Whether something is learned about the teachers while training, and measured by a reward.
+
+    That is weighting `reinforce`, `align` and `legacy` with a warm-up shorter than the run; the published
+    warm-up from ones never ends, however long it is.
+    """
+    mode = cfg.weighting.mode
+    if mode == "legacy" and cfg.agent.blend == "ones":
+        return True
+    acts = mode in ("align", "legacy", "reinforce")
+    return acts and not agent_is_off(cfg.agent.warmup, cfg.train.max_steps)
 
 
 def resolve_plan(
@@ -294,6 +313,26 @@ def _reward_cases(
     chosen = stratified(cases, count, cfg.train.seed, "reward", store)
     names = {case.id for case in chosen}
     return tuple(case for case in cases if case.id not in names), chosen
+
+
+def _reward_folds(
+    cfg: GraftConfig, cases: tuple[Case, ...], store: CaseStore
+) -> tuple[tuple[Case, ...], ...]:
+    """Deal the labelled cases into folds, each with its share of every combination of labels."""
+    count = min(cfg.split.reward_folds, len(cases))
+    if count < 2:
+        raise ConfigError(
+            "split.reward_mode",
+            why=f"{len(cases)} labelled case cannot be dealt into folds",
+            do="--set split.reward_mode=batch",
+        )
+    rest, folds = cases, []
+    for left in range(count, 0, -1):
+        chosen = stratified(rest, len(rest) // left, cfg.train.seed, "reward folds", store)
+        names = {case.id for case in chosen}
+        rest = tuple(case for case in rest if case.id not in names)
+        folds.append(chosen)
+    return tuple(folds)
 
 
 def stratified(cases: Sequence[Case], count: int, seed: int, name: str, store: CaseStore) -> tuple[Case, ...]:

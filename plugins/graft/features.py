@@ -63,6 +63,7 @@ class TeacherFolder:
         target: What the logits mean: `binary`, `3class` or `classes`.
         labels: Label values by name.
         verify: Check digests when a file is first opened.
+        family: Convention of the logits (`regions.teacher_probabilities`).
     """
 
     path: Path
@@ -72,6 +73,7 @@ class TeacherFolder:
     labels: dict[str, int]
     dtype: torch.dtype
     verify: bool = True
+    family: str = "nnunet"
     _verified: set[Path] = field(default_factory=set, repr=False)
 
     @property
@@ -276,6 +278,8 @@ def open_teacher(path: Path, *, verify: bool = True) -> TeacherFolder:
             labels={str(name): int(value) for name, value in record["labels"].items()},
             dtype=DTYPES[record["dtype"]],
             verify=verify,
+            # `import-features` turns every family's logits into the student's own channels.
+            family=str(record.get("family", "nnunet")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refuse(

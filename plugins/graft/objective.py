@@ -16,7 +16,7 @@ from .config import GraftConfig
 from .features import LOGITS
 from .losses import Projections
 from .models import StudentOutput, tap
-from .regions import Target, teacher_probabilities
+from .regions import Target, teacher_probabilities, teacher_threshold
 from .samples import Batch
 
 
@@ -28,11 +28,13 @@ class Objective:
         cfg: The run's config.
         target: What the network's channels mean.
         taps: Layers whose features are compared.
+        families: Convention of each teacher's logits; nnU-Net's if empty.
     """
 
     cfg: GraftConfig
     target: Target
     taps: tuple[str, ...]
+    families: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -87,21 +89,10 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """The weighted feature loss over taps: what to go back through, and its value."""
         distill = self.cfg.distill
-        distance = losses.feature_loss(distill.feature_loss)
-        masks = self.masks(batch) if distill.mask_features else None
         total = reported = output.main.new_zeros((), dtype=torch.float32)
         for name in self.taps:
-            teachers = batch.features[name]
-            sizes = [tuple(features.shape[2:]) for features in teachers]
-            projected = projections(
-                name, tap(output, name), sizes, weights[name] if distill.equal_speed else None
-            )
-            each = torch.stack(
-                [
-                    distance(mine, theirs, None if masks is None else masks[i])
-                    for i, (mine, theirs) in enumerate(zip(projected, teachers, strict=True))
-                ],
-                dim=1,
+            each = self.feature_losses(
+                name, output, batch, projections, weights[name] if distill.equal_speed else None
             )
             if distill.equal_speed:
                 loss, value = losses.equal_speed_loss(each, weights[name])
@@ -110,6 +101,48 @@ class Objective:
             factor = distill.neg2_weight if name == "neg2" else 1.0
             total, reported = total + factor * loss, reported + factor * value
         return total, reported
+
+    def feature_losses(
+        self,
+        name: str,
+        output: StudentOutput,
+        batch: Batch,
+        projections: Projections,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Distance of the student's features at one tap to each teacher's, ``(B, N)``.
+
+        Args:
+            name: The tap.
+            output: The student on the batch.
+            batch: What the teachers say.
+            projections: Maps to their features.
+            weights: Scale the student's gradients (see `Projections.forward`).
+        """
+        distance = losses.feature_loss(self.cfg.distill.feature_loss)
+        masks = self.masks(batch) if self.cfg.distill.mask_features else None
+        teachers = batch.features[name]
+        projected = projections(
+            name, tap(output, name), [tuple(item.shape[2:]) for item in teachers], weights
+        )
+        return torch.stack(
+            [
+                distance(mine, theirs, None if masks is None else masks[i])
+                for i, (mine, theirs) in enumerate(zip(projected, teachers, strict=True))
+            ],
+            dim=1,
+        )
+
+    def teacher_losses(
+        self, output: StudentOutput, batch: Batch, projections: Projections | None
+    ) -> dict[str, Tensor]:
+        """The loss of every teacher ``(B, N)`` by kind, without weights: each tap, and ``logits``."""
+        found = {}
+        for name in self.taps if projections is not None else ():
+            found[name] = self.feature_losses(name, output, batch, projections)
+        if self.cfg.distill.logit_weight > 0:
+            found[LOGITS] = self.logit_losses(output, batch)
+        return found
 
     def logit_losses(self, output: StudentOutput, batch: Batch) -> Tensor:
         """Distance of the student's logits to each teacher's, ``(B, N)``."""
@@ -124,8 +157,11 @@ class Objective:
         truth = self.target.encode(batch.label)[:, list(self.target.focus)]
         unlabelled = (~batch.labelled).view(-1, 1, 1, 1, 1)
         found = []
-        for logits in batch.logits:
-            hard = self.target.decide(teacher_probabilities(logits, self.target))[:, list(self.target.focus)]
+        for i, logits in enumerate(batch.logits):
+            family = self.families[i] if self.families else "nnunet"
+            p = teacher_probabilities(logits, self.target, family)
+            hard = self.target.decide(p) if self.target.softmax else p > teacher_threshold(family)
+            hard = hard[:, list(self.target.focus)]
             mask = losses.correctness_mask(hard, truth, radius=self.cfg.distill.mask_dilation)
             found.append(torch.where(unlabelled, torch.ones_like(mask), mask))
         return found

@@ -129,7 +129,7 @@ def floor_of(cfg: GraftConfig) -> float:
 def batch_quality(batch: Batch, data: GraftData) -> Tensor:
     """Dice of each teacher's logits on each sample of a batch, ``(B, N)``; meaningless where unlabelled."""
     target = data.plan.target
-    return teacher_quality(batch.logits, target.encode(batch.label), target)
+    return teacher_quality(batch.logits, target.encode(batch.label), target, families=data.families)
 
 
 def _probe(data: GraftData, samples: Sequence[Mapping[str, Any]], tap: str) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from medrl.core.types import Case
+
 from .config import GraftConfig
 from .data import GraftData
 from .models import as_output
 from .regions import Target, teacher_probabilities
-from .samples import Batch, collate
+from .samples import Batch, SampleSet, collate
 from .weighting import composite_reward, ensemble, focus_dice, reward_ce
 
 
@@ -39,16 +42,20 @@ class RewardMeter:
 
     @property
     def on_split(self) -> bool:
-        """Whether there are reward cases of their own."""
-        return bool(self.data.reward)
+        """Whether there are reward cases of their own, or folds that take turns."""
+        return bool(self.data.reward or self.data.folds)
+
+    def fold(self, episode: int) -> int | None:
+        """The fold of labelled cases that an episode measures on and must not train on."""
+        return episode % len(self.data.folds) if self.data.folds else None
 
     def batch(self, episode: int, training: Batch) -> Batch:
         """The samples on which an episode measures: the next reward cases in turn, or the training batch."""
-        cases = self.data.reward
+        cases, turn = self._cases(episode)
         if not cases:
             return training
         count = min(self.cfg.agent.reward_cases, len(cases))
-        return self._read([(episode * count + k) % len(cases) for k in range(count)])
+        return self._read([cases[(turn * count + k) % len(cases)] for k in range(count)])
 
     @torch.no_grad()
     def level(self, student: nn.Module, batch: Batch) -> float:
@@ -56,38 +63,58 @@ class RewardMeter:
         chosen = batch.labelled
         if not bool(chosen.any()):
             return 0.0
-        target = self.data.plan.target
-        logits = _logits(student, batch.image[chosen])
-        truth = target.encode(batch.label[chosen])
-        dice = focus_dice(target.probabilities(logits), truth, target)
-        together = ensemble([teacher_probabilities(item[chosen], target) for item in batch.logits])
-        reward = composite_reward(
-            dice,
-            focus_dice(together, truth, target),
-            reward_ce(logits, truth, target),
-            alpha=self.cfg.agent.reward_alpha,
-        )
-        return float(reward.mean())
+        return float(self._composite(_logits(student, batch.image[chosen]), batch).mean())
 
     @torch.no_grad()
-    def dice(self, student: nn.Module) -> float:
-        """Mean Dice of the student on all reward cases, for the end of an episode."""
+    def rewards(self, logits: Tensor, batch: Batch) -> Tensor:
+        """R of each labelled sample by the student's logits of the whole batch, ``(labelled,)``."""
+        if not bool(batch.labelled.any()):
+            return logits.new_zeros(0)
+        return self._composite(logits[batch.labelled], batch)
+
+    @torch.no_grad()
+    def dice(self, student: nn.Module, episode: int) -> float:
+        """Mean Dice of the student on all reward cases of an episode, for its end."""
         target: Target = self.data.plan.target
         scores = []
-        for index in range(len(self.data.reward)):
-            batch = self._read([index])
+        cases, _ = self._cases(episode)
+        for case in cases:
+            batch = self._read([case])
             truth = target.encode(batch.label)
             found = target.probabilities(_logits(student, batch.image))
             scores.append(float(focus_dice(found, truth, target).mean()))
         return sum(scores) / len(scores) if scores else 0.0
 
-    def _read(self, indices: list[int]) -> Batch:
-        """Reward cases as one batch; each is read once."""
+    def _composite(self, logits: Tensor, batch: Batch) -> Tensor:
+        """R of each labelled sample from the student's logits of these samples."""
+        target, chosen = self.data.plan.target, batch.labelled
+        truth = target.encode(batch.label[chosen])
+        together = ensemble(
+            [
+                teacher_probabilities(item[chosen], target, family)
+                for item, family in zip(batch.logits, self.data.families, strict=True)
+            ]
+        )
+        return composite_reward(
+            focus_dice(target.probabilities(logits), truth, target),
+            focus_dice(together, truth, target),
+            reward_ce(logits, truth, target),
+            alpha=self.cfg.agent.reward_alpha,
+        )
+
+    def _cases(self, episode: int) -> tuple[Sequence[Case], int]:
+        """Reward cases of an episode, and how often they were drawn from before."""
+        folds = self.data.folds
+        if folds:
+            return folds[episode % len(folds)], episode // len(folds)
+        return self.data.reward, episode
+
+    def _read(self, cases: Sequence[Case]) -> Batch:
+        """Reward cases as one batch, without features; each is read once."""
         found = []
-        for index in indices:
-            case = self.data.reward[index]
+        for case in cases:
             if case.id not in self._cached:
-                samples = self.data.samples([case], teachers=True)
+                samples = SampleSet(self.data.store, [case], teachers=self.data.teachers)
                 self._cached[case.id] = collate([samples[0]]).to(self.device)
             found.append(self._cached[case.id])
         return Batch.join(found)

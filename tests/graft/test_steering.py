@@ -63,3 +63,62 @@ def test_fixed_weights_for_another_number_of_teachers_are_refused(make_job, tmp_
     job = make_job(tmp_path / "run", distilled(features, weighting={"mode": "fixed", "fixed": [1, 1, 1]}))
     with pytest.raises(ConfigError, match="3 numbers for 2 teachers"):
         fit(job)
+
+
+MODES = {
+    "align": {"weighting": {"mode": "align", "prior": "quality", "align_every": 1}},
+    "align-both": {
+        "weighting": {"mode": "align", "prior": "uniform", "align_every": 2},
+        "distill": {"logit_weight": 1, "taps": ["neg1", "neg2"]},
+        "split": {"reward_mode": "crossfit", "reward_folds": 2},
+        "train": {"precision": "bf16"},
+    },
+    "meta-standard": {"weighting": {"mode": "meta", "meta": "standard"}, "distill": {"logit_weight": 1}},
+    "meta-adaptive": {"weighting": {"mode": "meta", "meta": "adaptive"}},
+    "meta-context": {"weighting": {"mode": "meta", "meta": "context"}, "distill": {"logit_weight": 1}},
+    "meta-context-logits": {
+        "weighting": {"mode": "meta", "meta": "context"},
+        "distill": {"logit_weight": 1, "feature_weight": 0},
+    },
+    "legacy-episode": {
+        "weighting": {"mode": "legacy"},
+        "agent": {"interval": 2, "optimizer": "sgd", "lr": 0.001, "gamma": 0.95, "dynamic": True},
+        "distill": {"logit_weight": 1},
+    },
+    "legacy-step": {
+        "weighting": {"mode": "legacy"},
+        "agent": {"update": "step", "step_every": 2, "gated_diversity": False},
+        "split": {"reward_mode": "batch"},
+        "train": {"batch_size": 2},
+    },
+    "reinforce-crossfit": {
+        "weighting": {"mode": "reinforce", "prior": "quality"},
+        "agent": {"interval": 1, "terminal": True, "reach": 1.0},
+        "split": {"reward_mode": "crossfit", "reward_folds": 2},
+    },
+    "reinforce-horizon": {
+        "weighting": {"mode": "reinforce", "prior": "quality"},
+        "agent": {"interval": 1, "horizon": 2, "policy": "state"},
+        "distill": {"logit_weight": 1},
+        "split": {"reward": 0.4},
+    },
+    "reinforce-batch": {
+        "weighting": {"mode": "reinforce", "prior": "uniform"},
+        "agent": {"interval": 2},
+        "split": {"reward_mode": "batch"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_trains_and_logs_weights_on_the_simplex(make_job, tmp_path, features, name):
+    rows = rows_of(fit(make_job(tmp_path / "run", distilled(features, **MODES[name]))))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert math.isfinite(row["loss"])
+        kinds = [key[8:].partition("/")[0] for key in row if key.startswith("weights_")]
+        assert kinds
+        for kind in kinds:
+            assert sum(weights_of(row, kind)) == pytest.approx(1.0, abs=1e-5)
+            assert min(weights_of(row, kind)) >= 0.0
+            assert 0.0 <= row[f"entropy_{kind}"] <= math.log(2) + 1e-6

@@ -18,6 +18,7 @@ from medrl.plugins.graft.agent.teacher_agent import (
     Action,
     AgentSettings,
     Correlation,
+    ScoredAction,
     TeacherAgent,
     UpdateReport,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Correlation",
     "FreePolicy",
     "PolicyState",
+    "ScoredAction",
     "StoredEpisode",
     "TeacherAgent",
     "TeacherEncoder",

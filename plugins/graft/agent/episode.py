@@ -51,8 +51,15 @@ class TraceEpisode:
 
         Without an entropy bonus, `entropy` is None and costs no backward pass.
         """
+        self.take(*self.gradients(log_prob, entropy), reward)
+
+    def gradients(self, log_prob: Tensor, entropy: Tensor | None) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Gradients of log π and of the entropy, for `take`; the policy must not change in between."""
         score = self._gradient(log_prob, retain=entropy is not None)
-        spread = None if entropy is None else self._gradient(entropy, retain=False)
+        return score, None if entropy is None else self._gradient(entropy, retain=False)
+
+    def take(self, score: Sequence[Tensor], spread: Sequence[Tensor] | None, reward: float) -> None:
+        """Take in one step by its gradients."""
         with torch.no_grad():
             for i, gradient in enumerate(score):
                 self.trace[i].mul_(self.gamma).add_(gradient)

@@ -68,7 +68,8 @@ def make_state(
         disagreement: ``(B, N)``, if the policy has that part.
         in_sample: ``(B, N)``, 1 where the teacher was trained on the case, if the policy has that part.
         pooled_first: Pool every map to `size`; else resize to the first tap's grid as the original does.
-        normalise: Divide each map, once pooled, by its root mean square, so that a teacher's scale says nothing.
+        normalise: Divide each map, once pooled, by its root mean square, so that a teacher's scale says
+            nothing.
         size: Of the pooled maps.
 
     Returns:

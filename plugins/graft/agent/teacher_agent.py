@@ -73,6 +73,25 @@ class Action:
 
 
 @dataclass(frozen=True)
+class ScoredAction:
+    """An action whose reward is still to come: the gradients that the reward will multiply, without a graph.
+
+    Attributes:
+        score: ∇log π, one tensor for each parameter of the policy.
+        spread: ∇H likewise; None without an entropy bonus.
+        away: Drawn minus mean weights by kind ``(N,)``.
+    """
+
+    score: list[Tensor]
+    spread: list[Tensor] | None
+    away: dict[str, Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {"score": self.score, "spread": self.spread, "away": self.away}
+
+
+@dataclass(frozen=True)
 class UpdateReport:
     """Numbers of one update, for the log."""
 
@@ -164,18 +183,32 @@ class TeacherAgent:
             torch.stack(entropies).sum(),
         )
 
-    def record(self, action: Action, reward: float) -> None:
+    def scored(self, action: Action) -> ScoredAction:
+        """Keep of an action what its reward will need, so that it can be held over several updates."""
+        score, spread = self.episode.gradients(
+            action.log_prob, action.entropy if self.settings.entropy > 0 else None
+        )
+        away = {name: (raw - action.mean[name]).mean(dim=0) for name, raw in action.raw.items()}
+        return ScoredAction(score, spread, away)
+
+    def record(self, action: Action | ScoredAction, reward: float) -> None:
         """Take in the reward that an action caused, one number for the batch, equal on all ranks.
 
         A reward that is not finite is left out with its action.
         """
         if not math.isfinite(reward):
             return
-        spread = action.entropy if self.settings.entropy > 0 else None
-        self.episode.add(action.log_prob, spread, float(reward))
-        for name, raw in action.raw.items():
-            tracker = self.correlation.setdefault(name, Correlation(raw.shape[1]))
-            tracker.update((raw - action.mean[name]).mean(dim=0), float(reward))
+        held = action if isinstance(action, ScoredAction) else self.scored(action)
+        self.episode.take(
+            [g.to(p) for g, p in zip(held.score, self.episode.parameters, strict=True)],
+            None
+            if held.spread is None
+            else [g.to(p) for g, p in zip(held.spread, self.episode.parameters, strict=True)],
+            float(reward),
+        )
+        for name, away in held.away.items():
+            tracker = self.correlation.setdefault(name, Correlation(len(away)))
+            tracker.update(away, float(reward))
 
     def loss(self, *, terminal: float = 0.0) -> tuple[Tensor, UpdateReport]:
         """End the episode: a scalar whose gradient is that of REINFORCE, and numbers for the log.
