@@ -140,12 +140,12 @@ def page(rows: dict[str, dict[str, float]], log: list[str], work: Path, steps: i
         "Made by `python benchmarks/graft_hippocampus.py --data DATA --work WORK --page PAGE`; DATA is the",
         "hippocampus set of the Medical Segmentation Decathlon (150 cases), no part of this repository.",
         "",
-        "60 cases train five teachers (`graft.tiny`, each leaves one fold out), 50 cases are the student's,",
-        "which sees the labels of 5 of them, and 40 cases are the test: no stage has seen them. Every network",
-        f"is trained for {steps} steps, one seed. This page shows the whole path at work; whether a weighting",
-        "helps is a question for several seeds.",
+        "60 cases train five teachers (`graft.tiny`, each leaves one fold out), 50 cases are the",
+        "student's, which sees the labels of 5 of them, and 40 cases are the test: no stage has seen them.",
+        f"Every network is trained for {steps} steps, one seed. This page shows the whole path at work;",
+        "whether a weighting helps is a question for several seeds.",
         "",
-        "| model | Dice, mean of both labels [95 % interval over cases] | HD95 (mm) | NSD at 1 mm | CPU s to predict |",
+        "| model | mean Dice [95 % interval over cases] | HD95 (mm) | NSD at 1 mm | CPU s |",
         "|---|---|---|---|---|",
     ]
     lines += [
