@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -120,6 +120,11 @@ class LossConfig(Block):
 
     weight: float = Field(default=1.0, ge=0.0)
     """Weight of the supervised loss. Upstream `--ce-weight`."""
+    name: str = ""
+    """Registry key of another supervised loss of logits and targets ``(B, C, D, H, W)``, such as
+    `graft.tversky`; empty takes the published one of the target, with the next two settings."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the loss that `name` chooses."""
     focal: Literal["default", "mild", "sharp", "high_sensitivity"] = "default"
     """Focal and class weights of the region loss. Upstream `--use-mild-focal`, `--use-sharp-focal`,
     `--use-high-sensitivity`."""
@@ -277,6 +282,8 @@ class ValidationConfig(Block):
 class GraftTrainConfig(TrainConfig):
     """Training; a validation once an epoch unless told otherwise."""
 
+    lr: float = Field(default=3e-3, gt=0)
+    """Learning rate of AdamW. Upstream `--init-lr` 1e-3 with SGD."""
     channels_last: bool = True
     """Store feature maps with the channels last: faster under bf16 on CPUs and GPUs with matrix units."""
     validate_every: int = Field(default=0, ge=0)

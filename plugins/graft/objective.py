@@ -5,19 +5,28 @@ Source: specification §4: total = ce·L_sup + kd·L_kd + feat·L_feat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from medrl.core.errors import ConfigError
 
 from . import losses
 from .config import GraftConfig
 from .features import LOGITS
 from .losses import Projections
+from .losses.supervised import Loss
 from .models import StudentOutput, tap
 from .regions import Target, teacher_probabilities, teacher_threshold
 from .samples import Batch
+
+if TYPE_CHECKING:
+    from medrl.core.manager import PluginManager
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,14 @@ class Objective:
         target: What the network's channels mean.
         taps: Layers whose features are compared.
         families: Convention of each teacher's logits; nnU-Net's if empty.
+        loss: Against labels, in place of the published one of the target.
     """
 
     cfg: GraftConfig
     target: Target
     taps: tuple[str, ...]
     families: tuple[str, ...] = ()
+    loss: Loss | None = None
 
     def __call__(
         self,
@@ -74,7 +85,7 @@ class Objective:
         chosen = batch.labelled
         if not bool(chosen.any()):
             return output.main.sum() * 0.0
-        loss = losses.supervised_loss(
+        loss = self.loss or losses.supervised_loss(
             self.target, profile=self.cfg.loss.focal, batch_dice=self.cfg.loss.batch_dice
         )
         truth = self.target.encode(batch.label[chosen])
@@ -90,10 +101,10 @@ class Objective:
         """The weighted feature loss over taps: what to go back through, and its value."""
         distill = self.cfg.distill
         total = reported = output.main.new_zeros((), dtype=torch.float32)
+        masks = self.masks(batch)
         for name in self.taps:
-            each = self.feature_losses(
-                name, output, batch, projections, weights[name] if distill.equal_speed else None
-            )
+            scaled = weights[name] if distill.equal_speed else None
+            each = self.feature_losses(name, output, batch, projections, masks, scaled)
             if distill.equal_speed:
                 loss, value = losses.equal_speed_loss(each, weights[name])
             else:
@@ -108,6 +119,7 @@ class Objective:
         output: StudentOutput,
         batch: Batch,
         projections: Projections,
+        masks: Sequence[Tensor] | None,
         weights: Tensor | None = None,
     ) -> Tensor:
         """Distance of the student's features at one tap to each teacher's, ``(B, N)``.
@@ -117,10 +129,10 @@ class Objective:
             output: The student on the batch.
             batch: What the teachers say.
             projections: Maps to their features.
+            masks: Where each teacher may be trusted; everywhere if None.
             weights: Scale the student's gradients (see `Projections.forward`).
         """
         distance = losses.feature_loss(self.cfg.distill.feature_loss)
-        masks = self.masks(batch) if self.cfg.distill.mask_features else None
         teachers = batch.features[name]
         projected = projections(
             name, tap(output, name), [tuple(item.shape[2:]) for item in teachers], weights
@@ -138,8 +150,10 @@ class Objective:
     ) -> dict[str, Tensor]:
         """The loss of every teacher ``(B, N)`` by kind, without weights: each tap, and ``logits``."""
         found = {}
-        for name in self.taps if projections is not None else ():
-            found[name] = self.feature_losses(name, output, batch, projections)
+        if projections is not None:
+            masks = self.masks(batch)
+            for name in self.taps:
+                found[name] = self.feature_losses(name, output, batch, projections, masks)
         if self.cfg.distill.logit_weight > 0:
             found[LOGITS] = self.logit_losses(output, batch)
         return found
@@ -150,10 +164,24 @@ class Objective:
         distance = losses.logit_loss(
             distill.logit_loss, softmax=self.target.softmax, temperature=distill.temperature
         )
-        return torch.stack([distance(output.main, teacher) for teacher in batch.logits], dim=1)
+        teachers = [self.teacher_logits(i, logits) for i, logits in enumerate(batch.logits)]
+        return torch.stack([distance(output.main, teacher) for teacher in teachers], dim=1)
 
-    def masks(self, batch: Batch) -> list[Tensor]:
-        """Where each teacher may be trusted, ``(B, 1, D, H, W)``; everywhere in unlabelled samples."""
+    def teacher_logits(self, number: int, logits: Tensor) -> Tensor:
+        """Logits of a teacher in the student's channels."""
+        family = self.families[number] if self.families else "nnunet"
+        if family == "nnunet":
+            return logits
+        p = teacher_probabilities(logits, self.target, family).clamp(1e-4, 1.0 - 1e-4)
+        return p.log() if self.target.softmax else torch.logit(p)
+
+    def masks(self, batch: Batch) -> list[Tensor] | None:
+        """Where each teacher may be trusted, ``(B, 1, D, H, W)``; everywhere in unlabelled samples.
+
+        None without feature masking.
+        """
+        if not self.cfg.distill.mask_features:
+            return None
         truth = self.target.encode(batch.label)[:, list(self.target.focus)]
         unlabelled = (~batch.labelled).view(-1, 1, 1, 1, 1)
         found = []
@@ -165,3 +193,32 @@ class Objective:
             mask = losses.correctness_mask(hard, truth, radius=self.cfg.distill.mask_dilation)
             found.append(torch.where(unlabelled, torch.ones_like(mask), mask))
         return found
+
+
+def named_loss(cfg: GraftConfig, manager: PluginManager) -> Loss | None:
+    """The supervised loss that the config names, or None for the published one of the target.
+
+    A class is built with `loss.params`, a function gets them as keywords at every call.
+
+    Raises:
+        ConfigError: Unknown key or parameters, or parameters without a key.
+    """
+    name, params = cfg.loss.name, dict(cfg.loss.params)
+    if not name:
+        if params:
+            raise ConfigError("loss.params", why="loss.name is empty", do="--set loss.name=graft.tversky")
+        return None
+    registry = manager.registry("losses")
+    target = registry.get(name)
+    made = registry.build(name, **params) if inspect.isclass(target) else functools.partial(target, **params)
+
+    def checked(logits: Tensor, truth: Tensor) -> Tensor:
+        try:
+            found = made(logits, truth)
+        except TypeError as error:
+            raise ConfigError(f"loss '{name}'", why=f"does not take logits and targets: {error}") from error
+        if not isinstance(found, Tensor) or found.dim():
+            raise ConfigError(f"loss '{name}'", why="gives no scalar, so it is no supervised loss")
+        return found
+
+    return checked

@@ -38,6 +38,45 @@ def medrl_register_models(registry: Any) -> None:
 
 
 @hookimpl
+def medrl_register_losses(registry: Any) -> None:
+    """Register the losses: against labels as classes, of features and logits as functions."""
+    add, losses = registry.add, f"{_HERE}.losses"
+    add("focal_dice", f"{losses}:FocalDice", summary="focal loss minus Dice, for regions")
+    add("bce_dice", f"{losses}:BceDice", summary="weighted cross-entropy minus Dice, for regions")
+    add("dice_ce", f"{losses}:DiceCrossEntropy", summary="foreground Dice and cross-entropy, for classes")
+    add("iou", f"{losses}:IoULoss", summary="1 - intersection over union")
+    add("tversky", f"{losses}:TverskyLoss", summary="misses count more than false alarms")
+    add("softmax_focal", f"{losses}:SoftmaxFocal", summary="focal loss of exclusive classes")
+    add("nnunet", f"{losses}:NnunetLoss", summary="nnU-Net's Dice and cross-entropy")
+    add("brats", f"{losses}:BratsLoss", summary="three tumour regions, foreground weights 3, 7, 15")
+    add("feature_cosine", f"{losses}:cosine_distance", summary="2(1 - cos) of whole samples, or of voxels")
+    add("feature_mse", f"{losses}:mse_distance", summary="squared distance to standardised features")
+    add("feature_smooth_l1", f"{losses}:smooth_l1_distance", summary="smooth L1 to standardised features")
+    add("feature_kl", f"{losses}:kl_distance", summary="KL of features as distributions over voxels")
+    add("logit_l1", f"{losses}:probability_distance", summary="mean distance of sigmoid probabilities")
+    add("logit_kl", f"{losses}:kl_divergence", summary="KL at temperature T")
+    add("logit_contrastive", f"{losses}:contrastive", summary="margin between the teacher's two top classes")
+    add("logit_relation", f"{losses}:relation", summary="likeness between the samples of a batch")
+    add("logit_angular", f"{losses}:angular", summary="published under this name; plain KL")
+
+
+@hookimpl
+def medrl_register_agents(registry: Any) -> None:
+    """Register the policies that score teachers."""
+    registry.add(
+        "teacher", f"{_HERE}.agent:TeacherPolicy", summary="scores from what it sees of each teacher"
+    )
+    registry.add("free", f"{_HERE}.agent:FreePolicy", summary="one score for each teacher, without a state")
+
+
+@hookimpl
+def medrl_register_rewards(registry: Any) -> None:
+    """Register the reward of the agent."""
+    target = f"{_HERE}.weighting:composite_reward"
+    registry.add("composite", target, summary="Dice over the ensemble's, minus cross-entropy")
+
+
+@hookimpl
 def medrl_register_commands(commands: Any) -> None:
     """Register train, predict, demo and the two tools that make teachers."""
     commands.train(f"{_HERE}.commands:train")

@@ -20,7 +20,7 @@ from .data import GraftData, build_network
 from .init_from import apply_weights, init_student
 from .losses import Projections
 from .models import PlainConvUNet, as_output
-from .objective import Objective
+from .objective import Objective, named_loss
 from .priors import measure
 from .steering import Scene, build_policy, described, steer, weighed_kinds
 
@@ -44,13 +44,14 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     student = start_student(rt, cfg, data)
     projections = build_projections(cfg, data, student)
     taps = data.taps if projections is not None else ()
-    objective = Objective(cfg, data.plan.target, taps, data.families)
+    supervised = named_loss(cfg, rt.job.manager)
+    objective = Objective(cfg, data.plan.target, taps, data.families, supervised)
     kinds = weighed_kinds(cfg, data)
     priors = measure(cfg, data, kinds)
     policy = build_policy(cfg, data, kinds)
     rt.prepare(*(module for module in (student, projections, priors, policy) if module is not None))
     layout = torch.channels_last_3d if cfg.train.channels_last else torch.contiguous_format
-    student.to(memory_format=layout)
+    student.to(memory_format=layout)  # type: ignore[call-overload]
 
     optimizer = build_optimizer(cfg, student, projections)
     rt.checkpoint.register(student=student, priors=priors, optimizer=optimizer)

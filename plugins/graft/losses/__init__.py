@@ -29,9 +29,11 @@ from medrl.plugins.graft.losses.projection import (
 )
 from medrl.plugins.graft.losses.supervised import (
     BceDice,
+    BratsLoss,
     DiceCrossEntropy,
     FocalDice,
     IoULoss,
+    NnunetLoss,
     SoftmaxFocal,
     TverskyLoss,
     brats_loss,
@@ -50,10 +52,12 @@ from medrl.plugins.graft.losses.supervised import (
 
 __all__ = [
     "BceDice",
+    "BratsLoss",
     "DiceCrossEntropy",
     "FocalDice",
     "IoULoss",
     "LossBalancer",
+    "NnunetLoss",
     "Projection",
     "Projections",
     "SoftmaxFocal",

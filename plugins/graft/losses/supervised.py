@@ -260,6 +260,29 @@ def brats_loss(*, batch_dice: bool = False) -> Loss:
     return BceDice(pos_weight=(3.0, 7.0, 15.0), batch_dice=batch_dice)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NnunetLoss:
+    """nnU-Net's own loss, as `nnunet_loss` chooses it."""
+
+    softmax: bool = False
+    batch_dice: bool = False
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss."""
+        return nnunet_loss(softmax=self.softmax, batch_dice=self.batch_dice)(logits, target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BratsLoss:
+    """The loss for three tumour regions, `brats_loss`."""
+
+    batch_dice: bool = False
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss."""
+        return brats_loss(batch_dice=self.batch_dice)(logits, target)
+
+
 PROFILES: dict[str, tuple[float, float, float, tuple[float, ...], tuple[float, ...]]] = {
     "default": (1.0, 1.0, 2.0, (1.0, 10.0), (1.0, 1.0)),
     "mild": (1.0, 1.0, 2.0, (1.0, 10.0), (1.0, 1.5)),

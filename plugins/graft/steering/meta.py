@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medrl.plugins.graft.models import StudentOutput, tap
+from medrl.plugins.graft.models import StudentOutput
 from medrl.plugins.graft.samples import Batch
 from medrl.plugins.graft.weighting import (
     MetaSettings,
@@ -58,10 +58,9 @@ class MetaSteering(Steering):
     def _context(self, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
         """By pooled features at each tap; for logits the mean over taps, or by pooled logits without one."""
         scene, found = self.scene, {}
-        for name in scene.data.taps if scene.projections is not None else ():
+        for name in scene.data.taps:
             theirs = batch.features[name]
-            mine = scene.projections(name, tap(output, name), [t.shape[2:] for t in theirs])
-            found[name] = context_weights(mine, theirs)
+            found[name] = context_weights(scene.projected(name, output, theirs), theirs)
         if found:
             logits = torch.stack(list(found.values())).mean(dim=0)
         else:

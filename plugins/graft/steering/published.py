@@ -71,6 +71,10 @@ class PublishedSteering(Steering):
             **{f"correlation_{kind}": found for kind, found in self.correlation.items()},
         )
 
+    def held_out(self, step: int) -> int | None:
+        """With cross-fitting, one fold in each epoch."""
+        return self.meter.fold((step - 1) // self.scene.epoch)
+
     def weights(self, step: int, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
         """The mixture on this batch; its reward is that of the student before the update, as published."""
         state = self.scene.observe(batch, output)
@@ -93,7 +97,7 @@ class PublishedSteering(Steering):
 
     def mixture(self, state: PolicyState) -> dict[str, Tensor]:
         """Weights ``(B, N)`` by kind from a state, with a graph to the policy."""
-        taps = self.scene.data.taps if self.scene.projections is not None else ()
+        taps = self.scene.data.taps
         quality = state.scalars[..., len(taps)]
         found = {}
         for kind, scores in self.policy(state).items():
@@ -125,11 +129,10 @@ class PublishedSteering(Steering):
 
     def validated(self, step: int, dice: float) -> dict[str, Any]:
         """End what is left of an episode with R_T = 100·Dice, as the original does after every epoch."""
-        del step
         if self.settings.update == "step" or not len(self.episode):
             return {}
         if self.meter.on_split:
-            dice = self.meter.dice(self.scene.student, 0)
+            dice = self.meter.dice(self.scene.student, (step - 1) // self.scene.epoch)
         terminal = self.terminal(dice)
         if self.settings.random_reward:
             terminal = float(torch.randn((), generator=self.noise))

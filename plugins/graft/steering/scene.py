@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from medrl.core.errors import ConfigError
 from medrl.plugins.graft.agent import PolicyState, make_state
 from medrl.plugins.graft.config import GraftConfig
 from medrl.plugins.graft.data import GraftData
@@ -66,10 +67,9 @@ class Scene:
         """What a policy sees of a batch: maps, likeness to the student, quality, disagreement."""
         data, target = self.data, self.data.plan.target
         alike = {}
-        for name in data.taps if self.projections is not None else ():
+        for name in data.taps:
             theirs = batch.features[name]
-            mine = self.projections(name, tap(output, name).detach(), [t.shape[2:] for t in theirs])
-            alike[name] = similarity(mine, theirs)
+            alike[name] = similarity(self.projected(name, output, theirs), theirs)
         found = [
             teacher_probabilities(logits, target, family)
             for logits, family in zip(batch.logits, data.families, strict=True)
@@ -83,6 +83,15 @@ class Scene:
             quality=self.quality(batch),
             disagreement=disagreement(found, target.focus) if self.cfg.agent.disagreement else None,
         )
+
+    @torch.no_grad()
+    def projected(self, name: str, output: StudentOutput, teachers: Sequence[Tensor]) -> list[Tensor]:
+        """The student's features at one tap, mapped to each teacher's."""
+        if self.projections is None:
+            raise ConfigError(f"features '{name}'", why="nothing is distilled from them")
+        sizes = [item.shape[2:] for item in teachers]
+        found: list[Tensor] = self.projections(name, tap(output, name).detach(), sizes)
+        return found
 
     def quality(self, batch: Batch) -> Tensor:
         """Dice of each teacher on each sample, ``(B, N)``; where unlabelled, its mean over labelled cases."""
