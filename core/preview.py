@@ -82,8 +82,8 @@ def render(
 ) -> bytes:
     """Draw an image `(X, Y, Z)` and the contours of its label map as PNG.
 
-    The three planes are cut where the label covers most of them, or through the middle. They are turned
-    so that anterior and superior are up and the right side of the patient is on the left, as
+    The three planes are cut where most of the rarest label lies, such as a lesion, or through the middle.
+    They are turned so that anterior and superior are up and the right side of the patient is on the left, as
     radiologists look at images; voxel edges keep their true proportions. An image that is one voxel
     thick gives one panel.
     """
@@ -175,10 +175,11 @@ def _window(image: NDArray[Any]) -> tuple[float, float]:
 
 
 def _best_slice(mask: NDArray[Any] | None, axis: int, size: int) -> int:
-    """Return the slice with most labelled voxels, the middle one without a label."""
+    """Return the slice with most voxels of the rarest label, the middle one without a label."""
     if mask is not None and mask.any():
+        values, counts = np.unique(mask[mask != 0], return_counts=True)
         others = tuple(other for other in range(3) if other != axis)
-        return int(np.count_nonzero(mask, axis=others).argmax())
+        return int(np.count_nonzero(mask == values[counts.argmin()], axis=others).argmax())
     return size // 2
 
 

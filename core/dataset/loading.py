@@ -133,7 +133,7 @@ def read_of_case(case: Case, path: Path, root: Path | None = None, *, kind: str 
         raise DataError(
             f"case {case.id}: {_relative(path, root)}",
             why=error.why,
-            do=f"{error.do}; or leave the case out with --exclude {case.id}" if error.do else _advice(case),
+            do=f"{error.do}, or leave the case out with --exclude {case.id}" if error.do else _advice(case),
             case=case.id,
         ) from error
 

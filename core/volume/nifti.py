@@ -26,7 +26,7 @@ NIFTI1_SIZE, NIFTI2_SIZE = 348, 540
 MAX_OFFSET = 16 * 2**20
 """Header extensions above 16 MiB are refused."""
 
-AGAIN = "copy the file again, or leave the case out"
+AGAIN = "copy the file again"
 
 
 def read_nifti(path: Path, max_bytes: int) -> Volume:
