@@ -132,6 +132,13 @@ class LossConfig(Block):
     """Dice over the whole batch instead of each sample."""
     deep_supervision: bool = True
     """Also supervise the lower decoder stages, weights 0.5^i, the last one 0."""
+    balance: bool = False
+    """Divide each part of the loss by its running mean before the weights. Upstream
+    `--use-loss-balancing`."""
+    balance_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Memory of those means, which start at 1. Upstream `--loss-balance-momentum`."""
+    balance_warmup: int = Field(default=10, ge=0)
+    """Batches before the division begins. Upstream `--loss-balance-warmup`."""
 
 
 class OptimConfig(Block):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ from .samples import Batch
 
 if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
+    from medrl.core.runtime import Runtime
+
+Balance = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Objective:
         taps: Layers whose features are compared.
         families: Convention of each teacher's logits; nnU-Net's if empty.
         loss: Against labels, in place of the published one of the target.
+        balance: Rescales the parts of the loss, given their values; None leaves them alone.
     """
 
     cfg: GraftConfig
@@ -46,6 +50,7 @@ class Objective:
     taps: tuple[str, ...]
     families: tuple[str, ...] = ()
     loss: Loss | None = None
+    balance: Balance | None = None
 
     def __call__(
         self,
@@ -63,22 +68,23 @@ class Objective:
             weights: ``(B, N)`` of the teachers, constants, for each tap and for ``logits``; empty without
                 teachers.
         """
+        cfg = self.cfg
         supervised = self.supervised(output, batch)
-        total = self.cfg.loss.weight * supervised
-        value = total.detach()
-        parts = {"loss_supervised": supervised.detach()}
+        # What to go back through, its value for the log (not the same under equal speed), and its factor.
+        parts = {"supervised": (supervised, supervised.detach(), cfg.loss.weight)}
         if projections is not None and self.taps:
             for_student, reported = self.features(output, batch, projections, weights)
-            total = total + self.cfg.distill.feature_weight * for_student
-            value = value + self.cfg.distill.feature_weight * reported.detach()
-            parts["loss_features"] = reported.detach()
+            parts["features"] = (for_student, reported.detach(), cfg.distill.feature_weight)
         if LOGITS in weights:
             logits = losses.weighted_sum(self.logit_losses(output, batch), weights[LOGITS])
-            total = total + self.cfg.distill.logit_weight * logits
-            value = value + self.cfg.distill.logit_weight * logits.detach()
-            parts["loss_logits"] = logits.detach()
-        # Under equal speed the number to go back through is not the weighted loss; the log shows the latter.
-        return total, {"loss": value, **parts}
+            parts["logits"] = (logits, logits.detach(), cfg.distill.logit_weight)
+        values = {name: value for name, (_, value, _) in parts.items()}
+        back = {name: part for name, (part, _, _) in parts.items()}
+        if self.balance is not None:
+            back = self.balance(back, values)
+        total = torch.stack([factor * back[name].float() for name, (_, _, factor) in parts.items()]).sum()
+        value = torch.stack([factor * value.float() for _, value, factor in parts.values()]).sum()
+        return total, {"loss": value} | {f"loss_{name}": value for name, value in values.items()}
 
     def supervised(self, output: StudentOutput, batch: Batch) -> Tensor:
         """The loss against the labels of the labelled samples; a zero with a graph if there is none."""
@@ -222,3 +228,20 @@ def named_loss(cfg: GraftConfig, manager: PluginManager) -> Loss | None:
         return found
 
     return checked
+
+
+def balancing(rt: Runtime, cfg: GraftConfig) -> Balance | None:
+    """Division of each part of the loss by its running mean over all ranks; None if it is not asked for.
+
+    Its state is registered in the checkpoint.
+    """
+    if not cfg.loss.balance:
+        return None
+    balancer = losses.LossBalancer(cfg.loss.balance_momentum, cfg.loss.balance_warmup)
+    rt.checkpoint.register(loss_balancer=balancer)
+
+    def balance(parts: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        agreed = rt.reduce(torch.stack([value.float() for value in values.values()]))
+        return balancer(parts, dict(zip(values, agreed.tolist(), strict=True)))
+
+    return balance

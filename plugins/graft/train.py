@@ -20,7 +20,7 @@ from .data import GraftData, build_network
 from .init_from import apply_weights, init_student
 from .losses import Projections
 from .models import PlainConvUNet, as_output
-from .objective import Objective, named_loss
+from .objective import Objective, balancing, named_loss
 from .priors import measure
 from .steering import Scene, build_policy, described, steer, weighed_kinds
 
@@ -44,8 +44,8 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     student = start_student(rt, cfg, data)
     projections = build_projections(cfg, data, student)
     taps = data.taps if projections is not None else ()
-    supervised = named_loss(cfg, rt.job.manager)
-    objective = Objective(cfg, data.plan.target, taps, data.families, supervised)
+    supervised, balance = named_loss(cfg, rt.job.manager), balancing(rt, cfg)
+    objective = Objective(cfg, data.plan.target, taps, data.families, supervised, balance)
     kinds = weighed_kinds(cfg, data)
     priors = measure(cfg, data, kinds)
     policy = build_policy(cfg, data, kinds)

@@ -15,6 +15,11 @@ AGENT = {"interval": 2, "policy": "state", "terminal": True, "gamma": 0.9}
 MODES = {
     "fixed": {"weighting": {"mode": "fixed", "fixed": [3, 1]}},
     "align": {"weighting": {"mode": "align", "align_every": 2}, "distill": {"logit_weight": 1}},
+    "balanced": {
+        "weighting": {"mode": "uniform"},
+        "loss": {"balance": True, "balance_warmup": 1},
+        "distill": {"logit_weight": 1},
+    },
     "align-crossfit": {
         "weighting": {"mode": "align", "prior": "quality", "align_every": 2},
         "split": {"reward_mode": "crossfit", "reward_folds": 2},

@@ -500,3 +500,18 @@ def test_every_registered_part_can_be_imported(manager):
         keys = [entry.key for entry in registry.entries() if entry.plugin == "graft"]
         assert keys
         assert all(callable(registry.get(key)) for key in keys)
+
+
+def test_balancing_divides_each_part_of_the_loss_by_its_running_size(make_job, tmp_path, features):
+    base = distilled(features, weighting={"mode": "uniform"}, distill={"logit_weight": 1})
+    plain = fit(make_job(tmp_path / "a", base))
+    late = fit(make_job(tmp_path / "b", {**base, "loss": {"balance": True, "balance_warmup": 10}}))
+    soon = fit(make_job(tmp_path / "c", {**base, "loss": {"balance": True, "balance_warmup": 0}}))
+    assert same(student_of(plain), student_of(late))
+    assert not same(student_of(plain), student_of(soon))
+    first = rows_of(soon)[0]
+    means = states_of(
+        fit(make_job(tmp_path / "d", {**base, "loss": {"balance": True}, "train": {"max_steps": 1}}))
+    )
+    for name, mean in means["loss_balancer"]["means"].items():
+        assert mean == pytest.approx(0.9 + 0.1 * first[f"loss_{name}"], rel=1e-5)
