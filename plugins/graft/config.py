@@ -62,8 +62,8 @@ class SplitConfig(Block):
     all."""
     reward: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the labelled training cases on which the agent's reward is measured; they are never
-    trained on, and are neither validation nor test. Used only with weighting `reinforce`, `align` and
-    `legacy`. 0 measures it on the batch."""
+    trained on, and are neither validation nor test. Used only with weighting `reinforce` and `align`;
+    `legacy` measures on the batch and, as published, on the validation cases. 0 measures it on the batch."""
     reward_mode: Literal["split", "crossfit", "batch"] = "split"
     """`split` sets the reward cases apart for good. `crossfit` deals all labelled cases into folds that take
     turns: an episode trains without one fold and measures its reward there, so that no label is lost; but
@@ -225,10 +225,10 @@ class AgentConfig(Block):
     likeness, quality and disagreement on each batch (upstream)."""
     kappa: float = Field(default=20.0, gt=0.0)
     """Concentration of the Dirichlet policy around its mean."""
-    lr: float = Field(default=0.05, gt=0.0)
-    """Learning rate of the policy (Adam). Upstream `--agent-lr` 1e-3 with SGD."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Of the policy; `sgd` without momentum (upstream)."""
+    lr: float = Field(default=0.0, ge=0.0)
+    """Learning rate of the policy; 0 = 0.05 with `adam`, 0.001 with `sgd`. Upstream `--agent-lr` 1e-3."""
+    optimizer: Literal["auto", "adam", "sgd"] = "auto"
+    """Of the policy; `auto` is `sgd` without momentum for weighting `legacy` (upstream), else `adam`."""
     reach: float = Field(default=0.0, ge=0.0)
     """If above 0, the rate is reach / updates of the run instead of `lr`: with Adam, how far a score can go
     if every update points the same way. 15 is the rate 0.05 over 300 updates."""

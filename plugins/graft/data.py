@@ -157,9 +157,11 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
     labelled, unlabelled = _labelled(cfg, split.train, store)
     reward: tuple[Case, ...] = ()
     folds: tuple[tuple[Case, ...], ...] = ()
-    if teachers and agent_acts(cfg) and cfg.split.reward_mode == "crossfit":
+    # The published weighting has no reward cases: it takes the batch, and the validation Dice.
+    measured = bool(teachers) and agent_acts(cfg) and cfg.weighting.mode != "legacy"
+    if measured and cfg.split.reward_mode == "crossfit":
         folds = _reward_folds(cfg, labelled, store)
-    elif teachers and agent_acts(cfg) and cfg.split.reward_mode == "split" and cfg.split.reward > 0:
+    elif measured and cfg.split.reward_mode == "split" and cfg.split.reward > 0:
         labelled, reward = _reward_cases(cfg, labelled, store)
     if not teachers:
         unlabelled = ()
@@ -184,7 +186,7 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
 
 
 def agent_acts(cfg: GraftConfig) -> bool:
-    """Whether something is learned about the teachers while training, and measured by a reward.
+    """Whether something is learned about the teachers while training, from a reward.
 
     That is weighting `reinforce`, `align` and `legacy` with a warm-up shorter than the run; the published
     warm-up from ones never ends, however long it is.

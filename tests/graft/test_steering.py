@@ -182,7 +182,7 @@ def test_the_documented_warm_up_of_legacy_starts_from_equal_weights(make_job, tm
 @pytest.mark.parametrize(
     "over",
     [
-        {"weighting": {"mode": "legacy"}, "agent": {"interval": 2, "dynamic": True, "lr": 1e-3}},
+        {"weighting": {"mode": "legacy"}, "agent": {"interval": 2, "dynamic": True, "optimizer": "adam"}},
         {"weighting": {"mode": "reinforce"}, "agent": {"interval": 1, "policy": "state", "horizon": 2}},
     ],
     ids=["legacy", "reinforce"],
@@ -515,3 +515,12 @@ def test_balancing_divides_each_part_of_the_loss_by_its_running_size(make_job, t
     )
     for name, mean in means["loss_balancer"]["means"].items():
         assert mean == pytest.approx(0.9 + 0.1 * first[f"loss_{name}"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "rate"), [("reinforce", 0.05), ("legacy", 1e-3)])
+def test_the_policy_has_the_rate_of_its_method(make_job, tmp_path, features, mode, rate):
+    over = {"weighting": {"mode": mode}, "split": {"reward_mode": "batch"}, "train": {"max_steps": 1}}
+    states = states_of(fit(make_job(tmp_path / "run", distilled(features, **over))))
+    group = states["agent_optimizer"]["param_groups"][0]
+    assert group["lr"] == rate
+    assert ("betas" in group) == (mode == "reinforce")

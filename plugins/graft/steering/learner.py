@@ -199,11 +199,13 @@ class Held:
 
 def agent_optimizer(cfg: GraftConfig, policy: nn.Module) -> torch.optim.Optimizer:
     """The policy's optimiser; with `agent.reach` its rate follows from the number of updates of the run."""
-    agent = cfg.agent
-    rate = agent.lr
+    agent, name = cfg.agent, cfg.agent.optimizer
+    if name == "auto":
+        name = "sgd" if cfg.weighting.mode == "legacy" else "adam"
+    rate = agent.lr or (1e-3 if name == "sgd" else 0.05)
     if agent.reach > 0:
         updates = cfg.train.max_steps / (agent.interval * agent.horizon * agent.reward_every)
         rate = agent.reach / max(1.0, updates)
-    if agent.optimizer == "sgd":
+    if name == "sgd":
         return torch.optim.SGD(policy.parameters(), lr=rate)
     return torch.optim.Adam(policy.parameters(), lr=rate)

@@ -4,8 +4,9 @@ Kept for comparison. Neither update contains the action, so the policy cannot le
 loss only pulls towards or away from equal weights, the step loss always towards.
 
 Deviations: the policy is built whole before its optimiser (there its first convolutions never train), its
-maps are pooled and scaled before the first convolution, returns of one step are zero instead of NaN, every
-rank takes part, and R_T uses reward cases where the run has some.
+maps are pooled and scaled before the first convolution, returns of one step are zero instead of NaN, and
+every rank takes part. R_T of the last episode before a validation is the validation Dice, as published, so
+that the validation cases take part in training the policy.
 
 Source: specification §5; train_loops_new_policy.py and models/policy.py of the original.
 """
@@ -71,10 +72,6 @@ class PublishedSteering(Steering):
             **{f"correlation_{kind}": found for kind, found in self.correlation.items()},
         )
 
-    def held_out(self, step: int) -> int | None:
-        """With cross-fitting, one fold in each epoch."""
-        return self.meter.fold((step - 1) // self.scene.epoch)
-
     def weights(self, step: int, batch: Batch, output: StudentOutput) -> dict[str, Tensor]:
         """The mixture on this batch; its reward is that of the student before the update, as published."""
         state = self.scene.observe(batch, output)
@@ -129,10 +126,9 @@ class PublishedSteering(Steering):
 
     def validated(self, step: int, dice: float) -> dict[str, Any]:
         """End what is left of an episode with R_T = 100·Dice, as the original does after every epoch."""
+        del step
         if self.settings.update == "step" or not len(self.episode):
             return {}
-        if self.meter.on_split:
-            dice = self.meter.dice(self.scene.student, (step - 1) // self.scene.epoch)
         terminal = self.terminal(dice)
         if self.settings.random_reward:
             terminal = float(torch.randn((), generator=self.noise))
