@@ -259,8 +259,8 @@ class AgentConfig(Block):
     """Steps over which the weights pass from the prior to the policy; as many as the run has, or more,
     switch the agent off. Upstream counts epochs."""
     blend: Literal["uniform", "ones"] = "ones"
-    """`legacy` starts its warm-up from 1/N, as its paper says, or from 1 for each teacher, as its code
-    does; with `ones` a warm-up longer than the run goes on to its end."""
+    """`legacy` starts its warm-up from 1/N, as documented upstream, or from 1 for each teacher, as the code
+    there does; with `ones` a warm-up longer than the run goes on to its end."""
     update: Literal["episode", "step"] = "episode"
     """`legacy`: update from returns (upstream `--use-episode-reward`), or from single batches."""
     step_every: int = Field(default=200, ge=1)
