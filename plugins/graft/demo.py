@@ -80,9 +80,9 @@ SCALES = {
     "smoke": Scale(
         shape=(40, 40, 10),
         teacher_cases=16,
-        student_cases=10,
+        student_cases=12,
         test_cases=8,
-        labelled=4,
+        labelled=5,
         good=2,
         swapped=1,
         untrained=0,
@@ -95,7 +95,7 @@ SCALES = {
         teacher_cases=30,
         student_cases=20,
         test_cases=12,
-        labelled=4,
+        labelled=5,
         good=3,
         swapped=1,
         untrained=1,
@@ -422,15 +422,16 @@ _RESULT = (
 )
 _TEACHERS = (
     "Test Dice of each teacher, which the method never sees, beside the weight that the method gave it at "
-    "the end: a good method gives little weight to the spoilt ones."
+    "the end. Answers (logits) and features are judged apart: a teacher that learned swapped names answers "
+    "wrongly, so its logits should get little weight, but it still sees well, so its features may be used."
 )
 _WEIGHTS = (
     "Share of each teacher over the steps of training. The agent draws the weights at random around a mean "
     "that begins at what a quick measurement on the labelled cases says, and moves with the rewards."
 )
 _TRAINING = (
-    "The reward is how much the student improved on labelled cases of its own that nobody trains on, through "
-    "the one update that the agent's weights caused."
+    "The reward is how much the student improved on the labelled images of a step through the one update "
+    "that the agent's weights caused. Validation cases are learned from by nobody."
 )
 _PANELS = "Scroll through the slices of some test cases: images, reference, and two predictions."
 _COMMANDS = (
