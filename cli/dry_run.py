@@ -45,6 +45,8 @@ def _data(config: Any) -> dict[str, str]:
     data = config.data
     if data.root is None:
         return {"dataset": "none is named (data.root); --data DIR names one"}
+    if data.root.is_file():
+        return {"dataset": f"{data.root}, a file that the method reads itself when it trains"}
     from medrl.core.dataset import open_dataset
 
     console().waiting("reading the dataset")

@@ -22,6 +22,7 @@ PRIORS = ("uniform", "quality", "probe")
 WEIGHTINGS = (*PRIORS, "fixed", "align", "meta", "legacy", "reinforce")
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 FILE = click.Path(path_type=Path, dir_okay=False)
+ANY_PATH = click.Path(path_type=Path, resolve_path=True)
 
 
 @click.command("train")
@@ -72,7 +73,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @config_option(
     "--target",
     key="target.kind",
-    type=click.Choice(["auto", "binary", "3class", "nested", "separate", "classes"]),
+    type=click.Choice(["auto", "binary", "3class", "binary_classes", "nested", "separate", "classes"]),
     help="What the network's channels mean.",
 )
 @config_option(
@@ -111,7 +112,9 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that give the config of a tool, as `medrl train graft` has them."""
     for option in reversed(
         [
-            click.option("--data", "data_root", type=FOLDER, default=None, help="Dataset folder."),
+            click.option(
+                "--data", "data_root", type=ANY_PATH, default=None, help="Dataset folder, or cohort YAML."
+            ),
             click.option("-c", "--config", "config_file", type=FILE, default=None, help="Config file."),
             click.option("--preset", default=None, help="smoke, small, paper or legacy."),
             click.option(
@@ -176,7 +179,7 @@ def _resolver(
 )
 @click.pass_obj
 def train_teachers(
-    manager: PluginManager, output: Path, count: int, only: str, max_steps: int | None, **config: Any
+    manager: PluginManager, /, output: Path, count: int, only: str, max_steps: int | None, **config: Any
 ) -> None:
     """Train one teacher for each fold; each is an ordinary run that `medrl predict graft` accepts.
 
@@ -231,6 +234,7 @@ def train_teachers(
 @click.pass_obj
 def extract_features(
     manager: PluginManager,
+    /,
     runs: Sequence[Path],
     output: Path,
     taps: str,

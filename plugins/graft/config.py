@@ -47,8 +47,9 @@ class SampleConfig(Block):
 class TargetConfig(Block):
     """What the network learns to predict."""
 
-    kind: Literal["auto", "binary", "3class", "nested", "separate", "classes"] = "auto"
-    """`binary` = regions prostate {1,2,3} and cancer {2,3}, `3class` adds {3}; of any
+    kind: Literal["auto", "binary", "3class", "binary_classes", "nested", "separate", "classes"] = "auto"
+    """`binary` = regions prostate {1,2,3} and cancer {2,3}, `3class` adds {3}, `binary_classes` = background,
+    prostate, cancer as exclusive classes; of any
     dataset's labels, `nested` = each with all after it, `separate` = one sigmoid each, `classes` = one
     softmax class each; `auto` takes `binary` for the labels 0 to 3 with a prostate
     mask, else `classes`. Source: upstream region_converter.py."""

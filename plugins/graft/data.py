@@ -16,6 +16,7 @@ from medrl.core.errors import ConfigError, DataError
 from medrl.core.rng import numpy_generator
 from medrl.core.types import Case
 
+from .cohorts import is_cohort_file, open_cohorts
 from .config import AugmentConfig, GraftConfig
 from .features import TeacherFolder, open_teachers
 from .plans import SamplePlan, read_statistics
@@ -125,7 +126,10 @@ def open_split(cfg: GraftConfig) -> tuple[Dataset, Split]:
     data = cfg.data
     if data.root is None:
         raise ConfigError("data.root", why="no dataset is named", do="medrl train graft --data DIR")
-    dataset = open_dataset(data.root, layout=data.layout, exclude=data.exclude)
+    if is_cohort_file(data.root):
+        dataset: Dataset = open_cohorts(data.root, exclude=data.exclude)
+    else:
+        dataset = open_dataset(data.root, layout=data.layout, exclude=data.exclude)
     return dataset, dataset.fold(data.fold, data.folds, data.split_seed, data.group_by)
 
 
@@ -208,7 +212,8 @@ def resolve_plan(
     """
     sample = cfg.sample
     masked = all(mask_path(case, sample.mask) is not None for case in cases)
-    statistics = read_statistics(sample.stats_file, dataset.channel_names) if sample.stats_file else {}
+    stats_file = sample.stats_file or dataset.info.get("statistics")
+    statistics = read_statistics(stats_file, dataset.channel_names) if stats_file else {}
     normalization: str = sample.normalization
     if normalization == "auto":
         normalization = "stats" if statistics else "mask" if masked else "volume"
@@ -216,6 +221,8 @@ def resolve_plan(
     if window == "auto":
         window = "mask" if masked else "centre"
     target: str = cfg.target.kind
+    if target == "auto":
+        target = dataset.info.get("target", "auto")
     if target == "auto":
         prostate = masked and sorted(dataset.labels.values()) == [0, 1, 2, 3]
         target = "binary" if prostate else "classes"

@@ -344,7 +344,7 @@ def _natural(path: Path) -> tuple[object, ...]:
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(memoryview(np.ascontiguousarray(array)).cast("B")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 def _refuse(path: Path, case_id: str, why: str) -> DataError:

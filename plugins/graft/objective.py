@@ -170,8 +170,13 @@ class Objective:
         distance = losses.logit_loss(
             distill.logit_loss, softmax=self.target.softmax, temperature=distill.temperature
         )
-        teachers = [self.teacher_logits(i, logits) for i, logits in enumerate(batch.logits)]
-        return torch.stack([distance(output.main, teacher) for teacher in teachers], dim=1)
+        found = []
+        for i, logits in enumerate(batch.logits):
+            teacher = self.teacher_logits(i, logits)
+            if _has_blanks(batch.valid[i]):
+                teacher = torch.where(batch.valid[i] > 0.5, teacher.float(), output.main.detach().float())
+            found.append(distance(output.main, teacher))
+        return torch.stack(found, dim=1)
 
     def teacher_logits(self, number: int, logits: Tensor) -> Tensor:
         """Logits of a teacher in the student's channels."""
@@ -182,12 +187,20 @@ class Objective:
         return p.log() if self.target.softmax else torch.logit(p)
 
     def masks(self, batch: Batch) -> list[Tensor] | None:
-        """Where each teacher may be trusted, ``(B, 1, D, H, W)``; everywhere in unlabelled samples.
+        """Where each teacher counts, ``(B, 1, D, H, W)``; None where all count everywhere.
 
-        None without feature masking.
+        A teacher counts where its file shows something and, with feature masking, where it may be trusted;
+        unlabelled samples are trusted everywhere.
         """
-        if not self.cfg.distill.mask_features:
-            return None
+        trusted = self.trusted(batch) if self.cfg.distill.mask_features else None
+        if not any(_has_blanks(valid) for valid in batch.valid):
+            return trusted
+        shown = [valid.amax(dim=1, keepdim=True).float() for valid in batch.valid]
+        everywhere = torch.ones_like(batch.mask[:, None], dtype=torch.float32)
+        return [mask * part for mask, part in zip(trusted or [everywhere] * len(shown), shown, strict=True)]
+
+    def trusted(self, batch: Batch) -> list[Tensor]:
+        """Where each teacher is right or near its own hits, ``(B, 1, D, H, W)``."""
         truth = self.target.encode(batch.label)[:, list(self.target.focus)]
         unlabelled = (~batch.labelled).view(-1, 1, 1, 1, 1)
         found = []
@@ -199,6 +212,11 @@ class Objective:
             mask = losses.correctness_mask(hard, truth, radius=self.cfg.distill.mask_dilation)
             found.append(torch.where(unlabelled, torch.ones_like(mask), mask))
         return found
+
+
+def _has_blanks(valid: Tensor) -> bool:
+    """Whether a teacher's file leaves out a part of the window; ``(B, 1, 1, 1, 1)`` stands for everywhere."""
+    return valid.shape[1:].numel() > 1
 
 
 def named_loss(cfg: GraftConfig, manager: PluginManager) -> Loss | None:

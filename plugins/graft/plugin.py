@@ -77,6 +77,12 @@ def medrl_register_rewards(registry: Any) -> None:
 
 
 @hookimpl
+def medrl_register_datasets(registry: Any) -> None:
+    """Register the readers of datasets."""
+    registry.add("cohorts", f"{_HERE}.cohorts:open_cohorts", summary="several cohorts in one YAML file")
+
+
+@hookimpl
 def medrl_register_commands(commands: Any) -> None:
     """Register train, predict, demo and the two tools that make teachers."""
     commands.train(f"{_HERE}.commands:train")
@@ -84,3 +90,5 @@ def medrl_register_commands(commands: Any) -> None:
     commands.demo(f"{_HERE}.commands:demo")
     commands.tool(f"{_HERE}.commands:train_teachers")
     commands.tool(f"{_HERE}.commands:extract_features")
+    commands.tool(f"{_HERE}.data_commands:import_features")
+    commands.evaluate(f"{_HERE}.data_commands:evaluate")

@@ -26,6 +26,7 @@ from medrl.core.volume import read_volume, same_grid
 from .config import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
 from .plans import SamplePlan
+from .upstream_features import VALID
 from .windows import Size
 
 CODE_VERSION = "graft-data-1"
@@ -122,7 +123,7 @@ class CaseStore:
                 case=case.id,
             )
         data = to_network(image.data)
-        arrays = {"image": self.plan.normalise(data, mask, case.id)}
+        arrays: dict[str, NDArray[Any]] = {"image": self.plan.normalise(data, mask, case.id)}
         if label is not None:
             arrays["label"] = to_network(label.data)[0]
         if mask is not None:
@@ -161,7 +162,8 @@ def read_mask(case: Case, name: str, *, like: Volume) -> NDArray[np.uint8] | Non
             why="the organ mask does not lie on the grid of its image",
             case=case.id,
         )
-    return (to_network(mask.data)[0] > 0).astype(np.uint8)
+    inside: NDArray[np.uint8] = (to_network(mask.data)[0] > 0).astype(np.uint8)
+    return inside
 
 
 class SampleSet(TorchDataset[dict[str, Any]]):
@@ -207,9 +209,12 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         mask = prepared.mask if prepared.mask is not None else np.ones(prepared.shape, dtype=np.uint8)
         features: dict[str, list[Tensor]] = {tap: [] for tap in self.taps}
         logits: list[Tensor] = []
+        valid: list[Tensor] = []
         for teacher in self.teachers:
-            arrays = teacher.read(expected, (*self.taps, LOGITS))
+            more = (VALID,) if VALID in teacher.channels else ()
+            arrays = teacher.read(expected, (*self.taps, LOGITS, *more))
             logits.append(arrays[LOGITS])
+            valid.append(arrays.get(VALID, torch.ones(1, 1, 1, 1)))
             for tap in self.taps:
                 features[tap].append(arrays[tap])
         image = torch.from_numpy(window.cut(prepared.image))
@@ -223,6 +228,7 @@ class SampleSet(TorchDataset[dict[str, Any]]):
             "labelled": self.labelled and prepared.label is not None,
             "features": features,
             "logits": logits,
+            "valid": valid,
         }
 
 
@@ -238,6 +244,7 @@ class Batch:
         labelled: ``(B,)`` bool.
         features: By tap, one ``(B, F, D', H', W')`` for each teacher, in the stored precision.
         logits: One ``(B, K, D, H, W)`` for each teacher.
+        valid: Where they count, 1 or 0, for each teacher; ``(B, 1, 1, 1, 1)`` if everywhere.
     """
 
     case_ids: tuple[str, ...]
@@ -247,6 +254,7 @@ class Batch:
     labelled: Tensor
     features: dict[str, list[Tensor]]
     logits: list[Tensor]
+    valid: list[Tensor]
 
     def to(self, device: torch.device) -> Batch:
         """Move every tensor."""
@@ -262,6 +270,7 @@ class Batch:
             move(self.labelled),
             {tap: [move(item) for item in items] for tap, items in self.features.items()},
             [move(item) for item in self.logits],
+            [move(item) for item in self.valid],
         )
 
     @staticmethod
@@ -282,6 +291,7 @@ class Batch:
                 for tap in first.features
             },
             [torch.cat([batch.logits[i] for batch in batches]) for i in teachers],
+            [torch.cat([batch.valid[i] for batch in batches]) for i in teachers],
         )
 
 
@@ -300,6 +310,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
             for tap in first["features"]
         },
         [torch.stack([sample["logits"][i] for sample in samples]) for i in teachers],
+        [torch.stack([sample["valid"][i] for sample in samples]) for i in teachers],
     )
 
 

@@ -456,7 +456,12 @@ def test_logits_of_another_family_are_read_by_its_own_rules():
     label[..., :2] = 2
     four = torch.nn.functional.one_hot(label, 4).permute(0, 4, 1, 2, 3).float() * 20.0
     batch = SimpleNamespace(
-        logits=[four], label=label, labelled=torch.tensor([True]), features={}, case_ids=("a",)
+        logits=[four],
+        valid=[torch.ones(1, 1, 1, 1, 1)],
+        label=label,
+        labelled=torch.tensor([True]),
+        features={},
+        case_ids=("a",),
     )
     found = SimpleNamespace(plan=SimpleNamespace(target=BINARY), families=("provicnet",))
     assert batch_quality(batch, found).tolist() == [[1.0]]
@@ -524,3 +529,22 @@ def test_the_policy_has_the_rate_of_its_method(make_job, tmp_path, features, mod
     group = states["agent_optimizer"]["param_groups"][0]
     assert group["lr"] == rate
     assert ("betas" in group) == (mode == "reinforce")
+
+
+def test_where_a_teachers_file_shows_nothing_it_pulls_the_student_nowhere():
+    from medrl.plugins.graft.models.outputs import StudentOutput
+
+    main = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
+    valid = torch.ones(1, 2, 4, 4, 4)
+    valid[:, :, 2:] = 0
+    batch = SimpleNamespace(
+        logits=[torch.full((1, 2, 4, 4, 4), 9.0)], valid=[valid], mask=torch.ones(1, 4, 4, 4)
+    )
+    cfg = GraftConfig(method="graft", distill={"logit_weight": 1.0})
+    objective = train.Objective(cfg, BINARY, (), ("nnunet",))
+    objective.logit_losses(StudentOutput([main], {}), batch).sum().backward()
+    assert main.grad is not None
+    assert float(main.grad[:, :, 2:].abs().max()) < 1e-8  # what rounding leaves
+    assert float(main.grad[:, :, :2].abs().min()) > 1e-6
+    (mask,) = objective.masks(batch)
+    assert torch.equal(mask, valid[:, :1])
