@@ -168,7 +168,7 @@ class Demo:
             f"data: {scale.teacher_cases} cases in hospital A, {scale.student_cases} in hospital B "
             f"({scale.labelled} with labels), {scale.test_cases} for the test"
         )
-        sizes = {"shape": scale.shape, "spacing": (0.7, 0.7, 3.0)}
+        sizes: dict[str, Any] = {"shape": scale.shape, "spacing": (0.7, 0.7, 3.0)}
         a, b = self.folder / "hospital_a", self.folder / "hospital_b"
         write_prostate(a, cases=scale.teacher_cases, test_cases=0, seed=10 * self.job.seed + 1, **sizes)
         write_prostate(
