@@ -16,6 +16,7 @@ from medrl.core.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, 
 from medrl.core.config import Layer, Resolved
 from medrl.core.errors import CheckpointError, ConfigError, MedrlError, did_you_mean
 from medrl.core.jobs import TrainJob
+from medrl.core.runtime.session import choose_device
 
 from .config import GraftConfig
 from .data import build_network, divisor_of, open_split, resolve_plan
@@ -211,13 +212,16 @@ def extract(
         taps: Layers to store beside the logits.
         dtype: `bf16`, `fp16` or `fp32`.
         every_case: Also the validation cases, not only those of the student's training fold.
-        device: Where the teachers run.
+        device: Where the teachers run; `train.device` of the config if left out.
         say: Shows a line of progress.
 
     Raises:
         ConfigError: The student's window does not suit a teacher.
         CheckpointError: A teacher cannot be loaded or predicts something else than the student.
     """
+    place = device or choose_device(cfg.train.device)
+    if cfg.train.threads > 0:
+        torch.set_num_threads(cfg.train.threads)
     dataset, split = open_split(cfg)
     cache = Cache(cache_root(dataset.root))
     student = resolve_plan(cfg, dataset, split.train, divisor_of(cfg, manager, dataset), cache)
@@ -226,7 +230,7 @@ def extract(
     written = kept = 0
     folders = []
     for number, path in enumerate(teachers):
-        teacher = Teacher(load_checkpoint(path, method="graft"), manager, device or torch.device("cpu"))
+        teacher = Teacher(load_checkpoint(path, method="graft"), manager, place)
         _check_fits(teacher, student, dataset.channel_names)
         images = CaseStore(dataset, teacher.plan, cache)
         folder = out / f"teacher_{number}"
