@@ -112,6 +112,7 @@ class Ranks:
         self._error = ""
         self._doing = "start"
         self._watch: threading.Event | None = None
+        self._watcher: threading.Thread | None = None
         if self.world_size > 1:
             self._connect(place)
 
@@ -220,9 +221,10 @@ class Ranks:
             self._file = os.open(folder / f"rank_{self.rank}.json", flags, 0o644)
         self.tell()
         self._watch = threading.Event()
-        threading.Thread(
+        self._watcher = threading.Thread(
             target=self._look, args=(self._watch, on_lost), name="medrl-ranks", daemon=True
-        ).start()
+        )
+        self._watcher.start()
 
     def tell(self, *, error: str = "", left: bool = False) -> None:
         """Write this rank's step, cases and failure to its file, for the others to read after a fault."""
@@ -260,6 +262,9 @@ class Ranks:
         """Leave the group. After a failure the others notice at once, since the connections close."""
         if self._watch is not None:
             self._watch.set()
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            # A thread that still runs when the interpreter ends can abort the process.
+            self._watcher.join(timeout=5.0)
         if self.world_size > 1:
             self.tell(left=not failed)
         if self._file is not None:
