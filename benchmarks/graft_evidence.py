@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from medrl.core import stats
 from medrl.core.dataset import open_dataset
 from medrl.core.jobs import build_train_job
 from medrl.core.manager import PluginManager
@@ -412,6 +413,41 @@ def execute(run: Run, work: Path, manager: PluginManager) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def finished(work: Path, group: str) -> dict[tuple[str, str, str], dict[str, dict[int, float]]]:
+    """Dice of every finished run: by dataset, teachers and channel; then by weighting and seed."""
+    found: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    for run in matrix(group):
+        path = work / run.folder / "result.json"
+        if path.exists():
+            dice = json.loads(path.read_text())["validation"]["val_dice_case"]
+            table = found.setdefault((run.kind, run.teachers, run.channel), {})
+            table.setdefault(run.name, {})[run.seed] = dice
+    return found
+
+
+def page(work: Path, group: str) -> str:
+    """One table for each dataset, set of teachers and channel: Dice, and the gain over uniform weights."""
+    seeds = SEEDS[group]
+    lines = [
+        "# graft: weighings of the teachers",
+        "",
+        f"Seeds {', '.join(map(str, seeds))}; Dice of test cases.",
+    ]
+    for (kind, teachers, channel), table in finished(work, group).items():
+        lines += ["", f"## {kind}, teachers {teachers}, {channel}", ""]
+        lines += ["| weighting | runs | mean Dice | gain over uniform [95 % interval] |", "|---|---|---|---|"]
+        uniform = table.get("uniform", {})
+        for name, found in table.items():
+            mean = sum(found.values()) / len(found)
+            common = sorted(set(found) & set(uniform))
+            gain = "–"
+            if len(common) >= 2 and name != "uniform":
+                gap = stats.paired_difference([found[s] for s in common], [uniform[s] for s in common])
+                gain = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+            lines.append(f"| {name} | {len(found)} of {len(seeds)} | {mean:.3f} | {gain} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     """Prepare, run, or write the page."""
     parser = argparse.ArgumentParser(
@@ -439,7 +475,11 @@ def main() -> None:
             execute(run, work, manager)
             print(f"{position + 1}/{len(runs[index - 1 :: count])} {run.folder}", flush=True)
     else:
-        sys.exit("the page is written by graft_evidence_page.py")
+        text = page(work, options.group)
+        if options.page:
+            options.page.write_text(text)
+        else:
+            sys.stdout.write(text)
 
 
 if __name__ == "__main__":
