@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from medrl.core.manager import PluginManager
     from medrl.plugins.graft.config import GraftConfig
-    from medrl.plugins.graft.upstream_features import UpstreamTeacher
+    from medrl.plugins.graft.upstream import UpstreamTeacher
 
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
@@ -106,13 +106,12 @@ def import_features(
     """
     from typing import cast
 
-    from medrl.plugins.graft import upstream_import
-    from medrl.plugins.graft.upstream_windows import Align
+    from medrl.plugins.graft.upstream import Align, importing
 
     names = tuple(word.strip() for word in taps.split(",") if word.strip())
     if not names or any(name not in ("neg1", "neg2") for name in names):
         raise ConfigError("--taps", why=f"'{taps}' is not neg1, neg2 or neg1,neg2")
-    done = upstream_import.import_features(
+    done = importing.import_features(
         manager,
         _config(manager, data, config_file, preset, assignments, fold),
         output,
@@ -211,25 +210,24 @@ def evaluate(
     Writes summary.json, structures.csv, cases.csv and lesions.csv.
     """
     from medrl.core.predicting.record import json_bytes
-    from medrl.plugins.graft import lesion_files, lesion_report
-    from medrl.plugins.graft.lesion_eval import Rules
+    from medrl.plugins.graft import lesions
 
-    found = lesion_files.evaluate_folders(
+    found = lesions.evaluate_folders(
         predictions,
         reference,
         masks=masks,
         target=target,
         lesion=lesion,
         protocols=protocols,
-        rules=Rules(threshold=threshold, min_overlap=min_overlap),
+        rules=lesions.Rules(threshold=threshold, min_overlap=min_overlap),
         resamples=resamples,
         level=level,
         seed=seed,
         allow_missing=allow_missing,
     )
     folder = output or predictions / "evaluation"
-    lesion_report.write_results(found, folder)
-    for line in lesion_report.lines(found.summary):
+    lesions.write_results(found, folder)
+    for line in lesions.lines(found.summary):
         _say(line)
     _say(f"written to {folder}")
     if as_json:
@@ -258,7 +256,7 @@ def _config(
 
 def _teachers(places: Sequence[str], families: Sequence[str], first: str) -> list[UpstreamTeacher]:
     """Teachers of the command line; one named several times has several folders."""
-    from medrl.plugins.graft.upstream_features import UpstreamTeacher, family_of
+    from medrl.plugins.graft.upstream import UpstreamTeacher, family_of
 
     folders: dict[str, list[Path]] = {}
     for name, value in (_pair("--teacher", text) for text in places):

@@ -26,7 +26,7 @@ from medrl.core.volume import read_volume, same_grid
 from .config import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
 from .plans import SamplePlan
-from .upstream_features import VALID
+from .upstream import VALID
 from .windows import Size
 
 CODE_VERSION = "graft-data-1"

@@ -15,13 +15,12 @@ from medrl.core.errors import ConfigError, DataError
 from medrl.core.registry import Registry
 from medrl.core.runtime import ResumableLoader
 from medrl.plugins.graft import data
-from medrl.plugins.graft.cohort_folds import read_folds, read_test
-from medrl.plugins.graft.cohorts import is_cohort_file, open_cohorts, read_settings
+from medrl.plugins.graft.cohorts import is_cohort_file, open_cohorts, read_folds, read_settings, read_test
 from medrl.plugins.graft.plans import read_statistics
 from medrl.plugins.graft.samples import CaseStore
 from medrl.plugins.graft.subsets import fixed_loader, fixed_subset
-from medrl.plugins.graft.upstream_features import UpstreamTeacher
-from medrl.plugins.graft.upstream_import import open_training
+from medrl.plugins.graft.upstream import UpstreamTeacher
+from medrl.plugins.graft.upstream.importing import open_training
 
 
 def write_json(path: Path, content: object) -> Path:

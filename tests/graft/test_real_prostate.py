@@ -15,7 +15,7 @@ from medrl.core.volume import read_volume, write_volume
 from medrl.plugins.graft import data
 from medrl.plugins.graft.cohorts import CohortDataset, open_cohorts
 from medrl.plugins.graft.samples import CaseStore, SampleSet
-from medrl.plugins.graft.upstream_import import open_training
+from medrl.plugins.graft.upstream.importing import open_training
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "prostate_bpmri"
 LESION, CLEAR = "11373_1001396", "10795_1000811"

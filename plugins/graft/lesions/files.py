@@ -16,18 +16,18 @@ from medrl.core.dataset import Dataset, open_dataset, patient_of
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.types import Volume
 from medrl.core.volume import grid_difference, image_stem, is_image_file, read_volume, turn_like
+from medrl.plugins.graft.cohorts import LABELS, is_cohort_file, open_cohorts
+from medrl.plugins.graft.regions import Target, make_target
+from medrl.plugins.graft.samples import mask_path
 
-from .cohorts import LABELS, is_cohort_file, open_cohorts
-from .lesion_eval import (
+from .evaluation import (
     PROTOCOLS,
     Lesion,
     Rules,
     evaluate_case,
     find_lesion,
 )
-from .lesion_report import LesionEvaluation, summarise_results
-from .regions import Target, make_target
-from .samples import mask_path
+from .report import LesionEvaluation, summarise_results
 
 Say = Callable[[str], None]
 
@@ -64,7 +64,7 @@ def evaluate_folders(
         reference: A dataset (folder or multi-cohort YAML), or a folder of label maps named after the cases.
         masks: Folder of organ masks; else those of the dataset, else the labelled prostate.
         target: What the channels mean, see `regions.make_target`; ``auto`` tells it from their number.
-        lesion: See `lesion_eval.find_lesion`.
+        lesion: See `find_lesion`.
         protocols: ``picai``, ``sextant``; both by default where they can be measured.
         rules: Thresholds.
         resamples: Of the bootstrap; 0 for no intervals.

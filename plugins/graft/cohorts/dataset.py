@@ -22,10 +22,8 @@ from medrl.core.errors import ConfigError, DataError, did_you_mean
 from medrl.core.types import Case
 from medrl.core.volume import image_stem, is_image_file
 
-from .cohort_folds import Fold, other_validation_lists, read_folds, read_test
-from .cohort_settings import Cohort, CohortSettings, is_cohort_file, read_settings
-
-__all__ = ["LABELS", "CohortDataset", "CohortSettings", "is_cohort_file", "open_cohorts", "read_settings"]
+from .folds import Fold, other_validation_lists, read_folds, read_test
+from .settings import Cohort, CohortSettings, read_settings
 
 _log = logging.getLogger("medrl.graft")
 

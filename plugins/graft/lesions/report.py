@@ -19,7 +19,7 @@ from medrl.core.metrics import summarise
 from medrl.core.predicting.record import json_bytes
 from medrl.core.volume.write import write_bytes
 
-from .lesion_eval import METRICS, CaseResult, Rules, bootstrap, measure
+from .evaluation import METRICS, CaseResult, Rules, bootstrap, measure
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ from medrl.core.cache import Cache, cache_root
 from medrl.core.dataset import Dataset, Split, safe_case_id
 from medrl.core.errors import ConfigError, DataError, RuntimeFault
 from medrl.core.types import Case
+from medrl.plugins.graft.cohorts import is_cohort_file, open_cohorts
+from medrl.plugins.graft.config import GraftConfig
+from medrl.plugins.graft.data import divisor_of, open_split, resolve_plan
+from medrl.plugins.graft.features import Expected, FeatureWriter
+from medrl.plugins.graft.regions import Target
+from medrl.plugins.graft.samples import CaseStore
 
-from .cohorts import is_cohort_file, open_cohorts
-from .config import GraftConfig
-from .data import divisor_of, open_split, resolve_plan
-from .features import LOGITS, Expected, FeatureWriter
-from .regions import Target
-from .samples import CaseStore
-from .upstream_features import VALID, UpstreamTeacher, find_file, fitted, read_upstream
-from .upstream_windows import Align
+from .features import UpstreamTeacher, find_file, fitted, read_upstream
+from .windows import Align
 
 if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
@@ -107,7 +107,7 @@ def import_features(
         teachers: Where the files lie; those of the multi-cohort file if left out.
         taps: Layers to import beside the logits.
         dtype: Precision of the result: `bf16`, `fp16` or `fp32`.
-        align: What part of a case a file shows, see `upstream_features.find_place`.
+        align: What part of a case a file shows, see `find_place`.
         min_bytes: Smaller files count as missing.
         skip_missing: Leave out cases that a teacher lacks, as the original does; otherwise they are an error.
         every_case: Also the validation cases, not only those of the student's training fold.
@@ -251,6 +251,3 @@ def _check_channels(arrays: dict[str, Tensor], writer: FeatureWriter, path: Path
                 do="extract its features again with the same network",
                 case=case_id,
             )
-
-
-__all__ = ["LOGITS", "VALID", "Imported", "import_features", "open_training"]

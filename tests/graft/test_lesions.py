@@ -15,20 +15,23 @@ from medrl.core.errors import ConfigError, DataError
 from medrl.core.jobs import PredictJob
 from medrl.core.metrics import LesionMatch
 from medrl.plugins.graft import data, data_commands, predict, train
-from medrl.plugins.graft.lesion_eval import (
+from medrl.plugins.graft.lesions import (
     CaseResult,
     Lesion,
+    LesionEvaluation,
     Rules,
     Scored,
     bootstrap,
     evaluate_case,
+    evaluate_folders,
     find_lesion,
+    lines,
     measure,
     score_sextants,
     sextants,
+    summarise_results,
+    write_results,
 )
-from medrl.plugins.graft.lesion_files import evaluate_folders
-from medrl.plugins.graft.lesion_report import LesionEvaluation, lines, summarise_results, write_results
 from medrl.plugins.graft.regions import BINARY, BINARY_CLASSES, THREE_CLASS, make_target
 
 LABELS = {"background": 0, "prostate": 1, "PCa": 2, "csPCa": 3}

@@ -32,10 +32,10 @@ from torch import Tensor
 from medrl.core.checkpoint import load_foreign
 from medrl.core.dataset import safe_case_id
 from medrl.core.errors import CheckpointError, DataError
+from medrl.plugins.graft.features import LOGITS, Expected
+from medrl.plugins.graft.regions import Target, teacher_probabilities, teacher_threshold
 
-from .features import LOGITS, Expected
-from .regions import Target, teacher_probabilities, teacher_threshold
-from .upstream_windows import Align, find_place, placed, refuse
+from .windows import Align, find_place, placed, refuse
 
 FORMATS = ("npz", "pt")
 VALID = "valid"

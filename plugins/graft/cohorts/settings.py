@@ -16,8 +16,7 @@ from typing import Any
 
 from medrl.core.config import load_yaml
 from medrl.core.errors import ConfigError, did_you_mean
-
-from .upstream_features import FORMATS, UpstreamTeacher, family_of
+from medrl.plugins.graft.upstream import FORMATS, UpstreamTeacher, family_of
 
 CHANNELS = ("T2", "ADC", "DWI")
 SUFFIXES = (".yaml", ".yml")
@@ -60,7 +59,7 @@ class Cohort:
         folds: JSON file of its folds.
         folders: Its files.
         test: JSON file of its test cases, if any.
-        keys: Names of the training and validation lists in `folds`; empty: found by `cohort_folds`.
+        keys: Names of the training and validation lists in `folds`; empty: found by `read_folds`.
     """
 
     name: str

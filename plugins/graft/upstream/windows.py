@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.errors import DataError
-
-from .features import Expected
+from medrl.plugins.graft.features import Expected
 
 Align = Literal["auto", "window", "image", "organ", "centre"]
 ALIGNMENTS: tuple[Align, ...] = ("auto", "window", "image", "organ", "centre")

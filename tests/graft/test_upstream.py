@@ -23,17 +23,19 @@ from medrl.plugins.graft.regions import (
     teacher_probabilities,
 )
 from medrl.plugins.graft.samples import CaseStore, SampleSet
-from medrl.plugins.graft.upstream_features import (
+from medrl.plugins.graft.upstream import (
     VALID,
+    Place,
     UpstreamTeacher,
     family_of,
     find_file,
+    find_place,
     fitted,
+    placed,
     read_upstream,
     student_logits,
 )
-from medrl.plugins.graft.upstream_import import import_features
-from medrl.plugins.graft.upstream_windows import Place, find_place, placed
+from medrl.plugins.graft.upstream.importing import import_features
 from medrl.plugins.graft.windows import Window, centre_window, mask_window
 
 NNUNET = UpstreamTeacher("fold0", (), "nnunet", "pt")

@@ -44,8 +44,7 @@ from medrl.core.metrics import (
     match_lesions,
     pool,
 )
-
-from .regions import Target
+from medrl.plugins.graft.regions import Target
 
 PROTOCOLS = ("picai", "sextant")
 METRICS = ("dice", "iou", "hd95")
