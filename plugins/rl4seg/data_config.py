@@ -1,4 +1,4 @@
-"""Settings of the data of rl4seg: the target domain, and how an image becomes what the network sees."""
+"""Settings of the data of rl4seg: source, target, and how an image becomes what the network sees."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from medrl.core.config import Block
+from medrl.core.config import Block, DataConfig
 
 ATRIUM_NAMES = ("LA", "atrium", "left_atrium")
 """Names of the left atrium, which the default of `SampleConfig.merge` gives to the background."""
 
 
-class TargetConfig(Block):
-    """The unlabelled target domain; its labels are never opened in training unless `allow_labels`."""
+class SourceConfig(DataConfig):
+    """The labelled source domain."""
 
     root: Path | None = None
-    """Dataset folder, CSV file or HDF5 file of the target domain; relative paths are taken from the config
-    file."""
-    layout: Literal["auto", "nnunet", "msd", "folder", "manifest", "camus", "esed", "vital"] = "auto"
-    """Folder layout; `auto` recognises it. `camus`, `esed` and `vital` are those of the original."""
+    """Dataset folder, CSV file or HDF5 file; relative paths are taken from the config file."""
+    reader: Literal["auto", "core", "camus", "esed", "vital"] = "auto"
+    """`camus`, `esed` and `vital` read what the original reads; `core` takes one of the layouts; `auto`
+    recognises which. Datasets with split columns or lists of their own keep to them."""
+    split_column: str = ""
+    """Column of a CSV file that says train, val, test or pred. Empty: ``split_<fold>``, else ``split_0``; a
+    CSV without such a column is split by patient. The file is never written."""
+
+
+class TargetConfig(SourceConfig):
+    """The unlabelled target domain; its labels are never opened in training unless `allow_labels`."""
+
     fold: int = Field(default=0, ge=0)
     """Where the dataset names no test images: the fold whose validation part is the test part."""
-    folds: int = Field(default=5, ge=2)
-    """Number of folds made when the dataset brings neither test images nor splits."""
-    split_seed: int = 0
-    """Seed of the folds, of the validation part and of `max_images`; independent of the training seed."""
-    group_by: str = "patient"
-    """`patient`, `case`, or a regular expression whose first group names the patient, as for `data`."""
-    exclude: tuple[str, ...] = ()
-    """Case identifiers to leave out."""
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the patients that watch over training, without their labels, where the dataset names no
-    validation images (upstream: 100 images)."""
+    validation images (original: 100 images)."""
     max_images: int = Field(default=2500, ge=0)
-    """Training images taken, drawn once by `split_seed`; 0 takes all (upstream: at most 2,500 more in each
-    iteration)."""
+    """Training images taken, drawn once by `split_seed`; 0 takes all. Original: at most 2,500 more in each
+    iteration."""
     allow_labels: bool = False
     """Allow the training labels of the target to be read; only for an oracle reward or a target-supervised
     upper bound, never for adaptation."""
@@ -52,15 +52,15 @@ class SampleConfig(Block):
     """Keep the shape of the pixels and fill up with black; otherwise the image is stretched to `size`, as the
     original does."""
     intensity: Literal["range", "percentile"] = "range"
-    """`range` divides by 255 where an image goes beyond 1 (upstream); `percentile` maps the percentiles below
+    """`range` divides by 255 where an image goes beyond 1 (original); `percentile` maps the percentiles below
     to 0 and 1, channel by channel."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """Percentiles of the pixels that become 0 and 1 with `intensity: percentile`."""
     clahe: bool = True
     """Equalise the histogram of each region (CLAHE, `skimage.exposure.equalize_adapthist`). Switch it off for
-    images that were equalised before. Source: upstream scripts/normalise_images.py."""
+    images that were equalised before. Source: original scripts/normalise_images.py."""
     clahe_clip: float = Field(default=0.01, gt=0, le=1)
-    """Clip limit of CLAHE; higher is more contrast (upstream .01)."""
+    """Clip limit of CLAHE; higher is more contrast. Original: .01."""
     merge: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(ATRIUM_NAMES, "background"))
     """Labels to join, by name or value: ``{LA: background}``. The labels left are numbered anew in their
     order, without gaps. The default joins the left atrium to the background."""
