@@ -220,7 +220,7 @@ def ppo_update(
     """
     if len(batch) == 0:
         raise RuntimeFault("ppo", why="the rollout is empty")
-    advance = step if step is not None else _plain_step(optimizer, config.max_grad_norm)
+    advance = step if step is not None else plain_step(optimizer, config.max_grad_norm)
     sums = torch.zeros(6, dtype=torch.float64)
     seen = updates = 0
     stopped = False
@@ -281,7 +281,11 @@ def _normalised(advantages: Tensor) -> Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-def _plain_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Callable[[Tensor], None]:
+def plain_step(optimizer: torch.optim.Optimizer, max_norm: float) -> Callable[[Tensor], None]:
+    """Make a function that takes a loss, goes backward, clips the gradient's norm (0: not) and steps.
+
+    The function raises RuntimeFault if the loss or the gradient is not finite.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def advance(loss: Tensor) -> None:
