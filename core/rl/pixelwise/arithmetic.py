@@ -37,7 +37,7 @@ def action_log_probs(log_probs: Tensor, actions: Tensor) -> Tensor:
         ``(N·G, *S)``.
     """
     count = log_probs.shape[0]
-    index = actions.to(torch.int64).unflatten(0, (count, -1))
+    index = actions.to(torch.int64).reshape(count, -1, *actions.shape[1:])
     return log_probs.gather(1, index).flatten(0, 1)
 
 
@@ -174,7 +174,7 @@ def group_mean(rewards: Tensor, samples: int) -> Tensor:
         rewards: ``(N·G, *S)``; rows n·G to n·G + G - 1 belong to image n.
         samples: G.
     """
-    groups = rewards.unflatten(0, (-1, samples))
+    groups = rewards.reshape(-1, samples, *rewards.shape[1:])
     return groups.mean(dim=1, keepdim=True).expand_as(groups).flatten(0, 1)
 
 
