@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from medrl.core.errors import ConfigError, DataError
 
 from .config import GraftConfig
-from .data import GraftData, stratified
+from .data import GraftData
+from .duties import stratified
 from .features import LOGITS
 from .samples import Batch, collate
 from .weighting import (

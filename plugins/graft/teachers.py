@@ -19,9 +19,10 @@ from medrl.core.jobs import TrainJob
 from medrl.core.runtime.session import choose_device
 
 from .config import GraftConfig
-from .data import build_network, divisor_of, open_split, resolve_plan
+from .duties import open_split
 from .features import DTYPES, LOGITS, Expected, FeatureWriter
 from .models import as_output, tap
+from .planning import build_network, divisor_of, resolve_plan
 from .plans import SamplePlan
 from .samples import CaseStore
 from .windows import Size, rounded_up

@@ -16,11 +16,12 @@ from medrl.core.errors import CheckpointError, ConfigError
 from . import validation
 from .batches import Batches
 from .config import GraftConfig
-from .data import GraftData, build_network
+from .data import GraftData
 from .init_from import apply_weights, init_student
 from .losses import Projections
 from .models import PlainConvUNet, as_output
 from .objective import Objective, balancing, named_loss
+from .planning import build_network
 from .priors import measure
 from .steering import Scene, build_policy, described, steer, weighed_kinds
 

@@ -14,7 +14,7 @@ from medrl.core.config import dump_yaml
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.registry import Registry
 from medrl.core.runtime import ResumableLoader
-from medrl.plugins.graft import data
+from medrl.plugins.graft import planning
 from medrl.plugins.graft.cohorts import is_cohort_file, open_cohorts, read_folds, read_settings, read_test
 from medrl.plugins.graft.plans import read_statistics
 from medrl.plugins.graft.samples import CaseStore
@@ -442,7 +442,7 @@ def test_cases_of_a_cohort_file_become_samples(
     job = make_job(tmp_path / "run", {"data": {"root": str(path)}})
     cfg, dataset, split = open_training(job.config)
     assert ids(split.val) == [cases[0], cases[3]]
-    plan = data.resolve_plan(cfg, dataset, split.train, (1, 1, 1), None)
+    plan = planning.resolve_plan(cfg, dataset, split.train, (1, 1, 1), None)
     assert (plan.target_kind, plan.normalization, plan.window) == (kind, "stats", "mask")
     store = CaseStore(dataset, plan, None)
     prepared = store.get(split.train[0])

@@ -11,7 +11,7 @@ import torch
 
 from medrl.core.cache import Cache
 from medrl.core.errors import ConfigError, DataError
-from medrl.plugins.graft import data
+from medrl.plugins.graft import data, duties, planning
 from medrl.plugins.graft.config import AugmentConfig
 from medrl.plugins.graft.plans import SamplePlan, read_statistics
 from medrl.plugins.graft.samples import collate, jitter
@@ -146,10 +146,10 @@ def test_no_case_has_two_duties(make_job, tmp_path):
 
 def test_labelled_cases_keep_the_mixture_of_lesions(make_job, tmp_path):
     found = gather(make_job, tmp_path, {})
-    chosen = data.stratified(found.labelled, 2, 1, "labelled", found.store)
+    chosen = duties.stratified(found.labelled, 2, 1, "labelled", found.store)
     present = {tuple(np.unique(found.store.get(case).label)) for case in chosen}
     assert len(present) == 2
-    assert chosen == data.stratified(found.labelled, 2, 1, "labelled", found.store)
+    assert chosen == duties.stratified(found.labelled, 2, 1, "labelled", found.store)
 
 
 def test_more_labelled_cases_than_there_are_is_an_error(make_job, tmp_path):
@@ -165,10 +165,10 @@ def test_a_window_that_the_network_cannot_halve_is_refused_with_a_better_one(mak
 
 def test_prostate_regions_of_other_labels_are_refused(make_job, tmp_path, phantoms):
     job = make_job(tmp_path / "run", {"target": {"kind": "binary"}})
-    dataset, split = data.open_split(job.config)
+    dataset, split = duties.open_split(job.config)
     dataset.labels = {**dataset.labels, "stone": 4}
     with pytest.raises(ConfigError, match="prostate labels 0 to 3"):
-        data.resolve_plan(job.config, dataset, split.train, (1, 1, 1), None)
+        planning.resolve_plan(job.config, dataset, split.train, (1, 1, 1), None)
 
 
 def test_a_sample_is_the_window_of_the_stored_image(make_job, tmp_path):

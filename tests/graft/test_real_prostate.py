@@ -12,7 +12,7 @@ from medrl.core.config import dump_yaml
 from medrl.core.dataset import load_case
 from medrl.core.preview import preview_case
 from medrl.core.volume import read_volume, write_volume
-from medrl.plugins.graft import data
+from medrl.plugins.graft import planning
 from medrl.plugins.graft.cohorts import CohortDataset, open_cohorts
 from medrl.plugins.graft.samples import CaseStore, SampleSet
 from medrl.plugins.graft.upstream.importing import open_training
@@ -90,7 +90,7 @@ def test_the_lesion_is_dark_on_adc_and_bright_on_high_b_once_the_grids_agree(dat
 def test_a_sample_of_a_real_case_has_all_channels_in_one_window(make_job, cohort, tmp_path):
     values = {"data": {"root": str(cohort)}, "sample": {"size": [20, 256, 256]}}
     cfg, dataset, split = open_training(make_job(tmp_path / "run", values).config)
-    plan = data.resolve_plan(cfg, dataset, split.train, (1, 8, 8), None)
+    plan = planning.resolve_plan(cfg, dataset, split.train, (1, 8, 8), None)
     assert (plan.target_kind, plan.window, plan.normalization) == ("binary", "mask", "mask")
     sample = SampleSet(CaseStore(dataset, plan, None), split.train)[0]
     inside = sample["mask"] > 0

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from medrl.core.errors import ConfigError, DataError
 from medrl.plugins.graft import data_commands
-from medrl.plugins.graft.data import divisor_of, open_split, resolve_plan
+from medrl.plugins.graft.duties import open_split
 from medrl.plugins.graft.features import LOGITS, Expected, open_teacher, open_teachers
+from medrl.plugins.graft.planning import divisor_of, resolve_plan
 from medrl.plugins.graft.regions import (
     BINARY,
     BINARY_CLASSES,

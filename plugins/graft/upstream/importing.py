@@ -22,8 +22,9 @@ from medrl.core.errors import ConfigError, DataError, RuntimeFault
 from medrl.core.types import Case
 from medrl.plugins.graft.cohorts import is_cohort_file, open_cohorts
 from medrl.plugins.graft.config import GraftConfig
-from medrl.plugins.graft.data import divisor_of, open_split, resolve_plan
+from medrl.plugins.graft.duties import open_split
 from medrl.plugins.graft.features import Expected, FeatureWriter
+from medrl.plugins.graft.planning import divisor_of, resolve_plan
 from medrl.plugins.graft.regions import Target
 from medrl.plugins.graft.samples import CaseStore
 
