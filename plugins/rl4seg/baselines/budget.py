@@ -67,6 +67,9 @@ def optimise(network: nn.Module, loss: Callable[[int], Tensor], budget: Budget) 
     """
     device = torch.device(budget.device)
     network.to(device)
+    mode = getattr(network, "bn_mode", None)
+    if mode is not None:  # an actor decides for itself what training mode means
+        network.bn_mode = "eval" if budget.batch_norm == "frozen" else "batch"
     network.train()
     if budget.batch_norm == "frozen":
         frozen_batch_norm(network)
@@ -95,6 +98,8 @@ def optimise(network: nn.Module, loss: Callable[[int], Tensor], budget: Budget) 
                 why=f"{lost} losses or gradients in a row were not finite",
                 do="lower its learning rate",
             )
+    if mode is not None:
+        network.bn_mode = mode
     network.eval()
     return history
 

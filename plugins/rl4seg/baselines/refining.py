@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
+from medrl.core.learned_reward.correctors import Corrector
 
 Way = Literal["corrector", "reward", "both", "mixed"]
 
@@ -23,18 +24,6 @@ class ClassReward(Protocol):
 
     def class_probabilities(self, images: Tensor, actions: Tensor) -> Tensor:
         """Return ``(N, K, *S)`` of images ``(N, C, *S)`` and label maps ``(N, *S)``."""
-        ...
-
-
-class Corrector(Protocol):
-    """Makes label maps plausible (`medrl.core.learned_reward.correctors`)."""
-
-    def correct(self, masks: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        """Return label maps ``(N, *S)``."""
-        ...
-
-    def probabilities(self, masks: Tensor) -> Tensor:
-        """Return ``(N, K, *S)``."""
         ...
 
 
