@@ -34,6 +34,9 @@ class UNet(nn.Module):
     Deviation: images with a side below ``2 ** (levels - 1)`` are padded with zeros; the original refuses
     them.
 
+    In training mode with batch statistics a batch of one image needs a side of ``2 ** levels``, because one
+    value cannot be normalised.
+
     Source: Ronneberger et al. 2015; vital, models/segmentation/unet.py.
     """
 

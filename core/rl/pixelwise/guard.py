@@ -20,10 +20,10 @@ class CollapseGuard(nn.Module):
     """Compares the labels of the policy with those of the reference and undoes a collapse.
 
     An empty mask is absorbing: once foreground has no probability it is never drawn, and no reward can bring
-    it back. The same holds for each single label. So, before an update, the share of each label in the most
-    probable actions is divided by its share under the reference, on the same images. If a label that the
-    reference uses falls below `floor`, the update of that batch is left out, the weights go back to the last
-    good ones, the optimisers forget their moments, and `rate` is halved.
+    it back. So, before an update, the share of foreground and that of background in the most probable actions
+    are divided by their shares under the reference, on the same images. If one of them falls below `floor`,
+    the update of that batch is left out, the weights go back to the last good ones, the optimisers forget
+    their moments, and `rate` is halved.
 
     The good weights are kept every `every` healthy batches, where healthy is at least `keep_above` of the
     reference's share. A policy that begins with less than the reference is measured by its own beginning.
@@ -33,9 +33,12 @@ class CollapseGuard(nn.Module):
     Args:
         modules: What is kept and restored, such as ``{"actor": actor, "critic": critic}``.
         optimizers: Their optimisers.
+        per_label: Look at each label by itself instead of at all foreground together. For tasks in which
+            every image shows every label; elsewhere a label that the reference draws wrongly could not be
+            unlearned.
         floor: Smallest share in parts of the reference's, in (0, keep_above).
         keep_above: Weights are kept above this share, in (floor, 1].
-        least_share: Labels on a smaller share of the reference's pixels are not looked at.
+        least_share: What is on a smaller share of the reference's pixels is not looked at.
         every: Batches between two copies.
         limit: Restorations before the run is given up.
 
@@ -60,6 +63,7 @@ class CollapseGuard(nn.Module):
         modules: Mapping[str, nn.Module],
         optimizers: Sequence[torch.optim.Optimizer] = (),
         *,
+        per_label: bool = False,
         floor: float = 0.1,
         keep_above: float = 0.5,
         least_share: float = 0.005,
@@ -75,7 +79,7 @@ class CollapseGuard(nn.Module):
                 do="0 < floor < keep_above <= 1, 0 <= least_share < 1, every and limit at least 1",
             )
         self.floor, self.keep_above, self.least_share = floor, keep_above, least_share
-        self.every, self.limit = every, limit
+        self.every, self.limit, self.per_label = every, limit, per_label
         self._live = dict(modules)  # not registered as parts: they are the caller's
         self._optimizers = list(optimizers)
         self.kept = nn.ModuleDict({name: copy.deepcopy(module) for name, module in modules.items()})
@@ -106,39 +110,43 @@ class CollapseGuard(nn.Module):
             RuntimeFault: The policy collapsed more than `limit` times.
         """
         shares = batch.shares if reduce is None else reduce(batch.shares)
-        label, share = self._least(shares.double().cpu())
+        lost, share = self._least(shares.double().cpu())
         counts, anchor = self._buffer("_counts"), self._buffer("_anchor")
         if int(counts[0]) == 0:
             anchor.fill_(min(1.0, share))
             self._keep()
             if share < self.floor:
-                _log.warning("the policy begins with %.3g of the reference's share of label %d", share, label)
+                _log.warning("the policy begins with %.3g of the reference's share of %s", share, lost)
         counts[0] += 1
         if share < self.floor * float(anchor):
-            self._restore(label, share)
+            self._restore(lost, share)
             return False
         if share >= self.keep_above * float(anchor) and int(counts[0]) % self.every == 0:
             self._keep()
         return True
 
-    def _least(self, shares: Tensor) -> tuple[int, float]:
-        """The label that lost most, and its share in parts of the reference's."""
+    def _least(self, shares: Tensor) -> tuple[str, float]:
+        """What the policy lost most of, and its share in parts of the reference's."""
+        names = [f"label {label}" for label in range(shares.shape[1])]
+        if not self.per_label:
+            shares = torch.stack([shares[:, 0], shares[:, 1:].sum(dim=1)], dim=1)
+            names = ["background", "foreground"]
         policy, reference = shares
         used = reference >= max(self.least_share, 1e-12)
         parts = torch.where(used, policy / reference.clamp_min(1e-12), torch.inf)
-        label = int(parts.argmin())
-        return label, float(parts[label])
+        least = int(parts.argmin())
+        return names[least], float(parts[least])
 
     def _keep(self) -> None:
         for name, module in self._live.items():
             self.kept[name].load_state_dict(module.state_dict())
 
-    def _restore(self, label: int, share: float) -> None:
+    def _restore(self, lost: str, share: float) -> None:
         counts = self._buffer("_counts")
         counts[1] += 1
         if self.restored > self.limit:
             raise RuntimeFault(
-                f"the policy gave up label {label} for the {self.restored}th time",
+                f"the policy gave up {lost}, now {self.restored} times",
                 why=f"it has {share:.2g} of the reference's share of pixels; a label without probability is "
                 "never drawn again",
                 do="a smaller learning rate, a longer warm-up, or a larger weight of the KL penalty",
@@ -149,9 +157,9 @@ class CollapseGuard(nn.Module):
             optimizer.state.clear()
         self._buffer("_rate").mul_(0.5)
         _log.warning(
-            "the policy gave up label %d (%.3g of the reference's share): back to the last good weights, "
+            "the policy gave up %s (%.3g of the reference's share): back to the last good weights, "
             "learning rate times %g",
-            label,
+            lost,
             share,
             self.rate,
         )
