@@ -93,6 +93,20 @@ def smooth(images: Tensor, sigma: Tensor) -> Tensor:
     return (rows[:, None, None] @ planes @ columns[:, None, None].mT).movedim(2, -1)
 
 
+def correlated(noise: Tensor, sigma: Tensor) -> Tensor:
+    """Correlate standard normal numbers over `sigma` pixels in the plane, keeping each one's variance of 1.
+
+    Args:
+        noise: ``(N, C, *S)`` independent standard normal numbers.
+        sigma: ``(N,)`` in pixels; 0 leaves a sample alone.
+    """
+    sigma = sigma.reshape(-1).to(noise.device)
+    shape = (-1, 1, *noise.shape[2:4], *[1] * (noise.dim() - 4))
+    rows, columns = (_gaussian(size, sigma).square().sum(dim=-1) for size in noise.shape[2:4])
+    variance = (rows[:, :, None] * columns[:, None, :]).view(shape)
+    return smooth(noise, sigma) / variance.sqrt()
+
+
 def coordinates(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Coordinates of pixels from −1 at the first to 1 at the last, along x ``(X, 1)`` and y ``(1, Y)``."""
     x, y = (torch.linspace(-1.0, 1.0, size, device=device) for size in shape[:2])
@@ -160,8 +174,9 @@ def from_params(kind: Callable[..., T], params: Mapping[str, Any], what: str) ->
 
 
 def _gaussian(size: int, sigma: Tensor) -> Tensor:
-    """Smoothing matrices ``(N, size, size)``, rows summing to one."""
-    places = torch.arange(size, device=sigma.device, dtype=torch.float32)
-    square = (places[:, None] - places[None, :]).square()
-    weights = torch.exp(-0.5 * square / sigma.clamp_min(1e-3).square()[:, None, None])
-    return weights / weights.sum(dim=-1, keepdim=True)
+    """Smoothing matrices ``(N, size, size)``, rows summing to one; nothing beyond 5 standard deviations."""
+    places = torch.arange(size, device=sigma.device)
+    distance = places.to(torch.float32) / sigma.clamp_min(1e-3)[:, None]
+    weights = torch.exp(-0.5 * distance.clamp_max(6.0).square()) * (distance <= 5.0)
+    table = weights[:, (places[:, None] - places[None, :]).abs()]
+    return table / table.sum(dim=-1, keepdim=True)

@@ -50,3 +50,17 @@ def logits_of(output: Any) -> Tensor:
             do="choose a segmentation network that returns (N, K, *S)",
         )
     return logits.float()
+
+
+def class_logits(output: Any, classes: int) -> Tensor:
+    """Logits ``(N, K, *S)`` of a policy's network; one logit for two classes becomes (0, z).
+
+    Raises:
+        ConfigError: The number of logits does not fit the classes.
+    """
+    logits = logits_of(output)
+    if classes == 2 and logits.shape[1] == 1:
+        logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
+    if logits.shape[1] != classes:
+        raise ConfigError("network", why=f"it has {logits.shape[1]} logits for {classes} classes")
+    return logits

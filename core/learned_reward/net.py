@@ -138,11 +138,11 @@ class RewardNet(nn.Module):
 
         The order of the arguments is that of every reward function.
         """
-        with evaluating(self):
-            logits = self(images, actions)
         if self.head == "class":
-            each = [at_action(p, actions) for p in self._probabilities(logits)]
+            each = [at_action(p, actions) for p in self.member_probabilities(images, actions)]
         else:
+            with evaluating(self):
+                logits = self(images, actions)
             each = [torch.sigmoid(z[:, 0] / t) for z, t in zip(logits, self.temperature, strict=True)]
         return fuse(torch.stack(each), self.reduce)
 
@@ -153,13 +153,23 @@ class RewardNet(nn.Module):
         Raises:
             ConfigError: The head is binary and tells no class.
         """
+        return self.member_probabilities(images, actions).mean(dim=0)
+
+    @torch.no_grad()
+    def member_probabilities(self, images: Tensor, actions: Tensor) -> Tensor:
+        """Probability of each class by each network, ``(M, N, K, *S)``, at its temperature.
+
+        Raises:
+            ConfigError: The head is binary and tells no class.
+        """
         if self.head != "class":
             raise ConfigError(
                 "reward net", why="a binary head tells no class", do="train one with reward.head class"
             )
         with evaluating(self):
             logits = self(images, actions)
-        return self._probabilities(logits).mean(dim=0)
+        scale = self.temperature.view(-1, *[1] * (logits.dim() - 1))
+        return torch.softmax(logits / scale, dim=2)
 
     @torch.no_grad()
     def calibrate(
@@ -223,11 +233,6 @@ class RewardNet(nn.Module):
         if self.criterion == "mse":
             return F.mse_loss(torch.sigmoid(logits[:, 0]), target)
         return F.binary_cross_entropy_with_logits(logits[:, 0], target)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities of each network, ``(M, N, K, *S)``."""
-        scale = self.temperature.view(-1, *[1] * (logits.dim() - 1))
-        return torch.softmax(logits / scale, dim=2)
 
 
 def fuse(rewards: Tensor, how: Reduce = "min") -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -75,6 +76,45 @@ def reward_quality(
     probability = r[::every].double().cpu().numpy()
     right = y[::every].cpu().numpy() != 0
     return quality_of_arrays(probability, right, bins=bins)
+
+
+def held_out_quality(
+    reward: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    radius: int = 3,
+    bins: int = 20,
+    limit: int = _LIMIT,
+) -> dict[str, RewardQuality]:
+    """Judge a reward on held-out pairs.
+
+    Args:
+        reward: Of actions ``(N, *S)`` and images ``(N, C, *S)``, such as `RewardNet.reward`.
+        batches: Images, actions and truth ``(N, *S)``, on the device of the reward.
+        radius: See `near_foreground`.
+        bins: Of the calibration error.
+        limit: Pixels to look at; memory has a bound however many pairs there are.
+
+    Returns:
+        ``all`` pixels, and those ``near`` foreground of the action.
+    """
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    every, total = 1, 0
+    for images, actions, truth in batches:
+        found = reward(actions, images).expand(actions.shape)
+        near = near_foreground(actions, radius)
+        parts = (found.float(), truth == actions, near)
+        kept.append(cast(Any, tuple(part.reshape(-1)[::every].cpu() for part in parts)))
+        total += kept[-1][0].numel()
+        while total > 2 * limit:
+            every *= 2
+            kept = [cast(Any, tuple(part[::2] for part in item)) for item in kept]
+            total = sum(item[0].numel() for item in kept)
+    r, y, near = (torch.cat([item[i] for item in kept]) if kept else torch.zeros(0) for i in range(3))
+    return {
+        "all": reward_quality(r, y, bins=bins, limit=limit),
+        "near": reward_quality(r, y, mask=near, bins=bins, limit=limit),
+    }
 
 
 def quality_of_arrays(

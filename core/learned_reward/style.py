@@ -23,6 +23,7 @@ from .fields import (
     checked_range,
     column,
     coordinates,
+    correlated,
     generators,
     log_uniform,
     normals,
@@ -245,7 +246,7 @@ class StyleShift:
         if self.ranges.noise:
             noise = normals(styles.streams, images.shape[1:]).to(device)
             if self.ranges.grain:
-                noise = _coarse(noise, torch.from_numpy(styles.grain) * side)
+                noise = correlated(noise, torch.from_numpy(styles.grain) * side)
             x = x + column(styles.noise, dims, device) * noise
         x = x.clamp(0.0, 1.0)
         if targets is not None and (styles.target >= 0).any():
@@ -340,13 +341,6 @@ def swap_amplitude(images: Tensor, references: Tensor, limit: Tensor | float) ->
     if images.dim() == 5:
         ratio = ratio.unsqueeze(-1)
     return torch.fft.irfft2(spectrum * ratio, s=(width, height), dim=(2, 3))
-
-
-def _coarse(noise: Tensor, sigma: Tensor) -> Tensor:
-    """Correlate noise over some pixels and give it its standard deviation back."""
-    dims = tuple(range(1, noise.dim()))
-    coarse = smooth(noise, sigma)
-    return coarse / coarse.std(dim=dims, keepdim=True).clamp_min(1e-6)
 
 
 def _shadows(bands: NDArray[np.float32], shape: Sequence[int], device: torch.device) -> Tensor:
