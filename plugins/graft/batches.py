@@ -10,7 +10,7 @@ from medrl.core.types import Case
 
 from .config import GraftConfig
 from .data import GraftData
-from .samples import Batch, collate
+from .samples import Batch, collate, in_files
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
@@ -49,16 +49,16 @@ class Batches:
 
     def draw(self, held_out: int | None = None) -> Batch:
         """The next batch, without the labelled cases of a fold if one is named."""
-        parts = []
+        samples: list[Any] = []
         if self.labelled:
-            parts.append(next(self.labelled[held_out or 0]))
+            samples += next(self.labelled[held_out or 0])
         if self.unlabelled is not None:
-            parts.append(next(self.unlabelled))
-        return Batch.join(parts).to(self.rt.device)
+            samples += next(self.unlabelled)
+        return collate(samples, self.rt.device)
 
     def _loader(self, name: str, cases: Sequence[Case], size: int, *, labelled: bool = True) -> Iterator[Any]:
         samples = self.data.samples(cases, teachers=True, labelled=labelled, augment=self.cfg.augment)
         made: Iterator[Any] = self.rt.loader(
-            samples, batch_size=size, shuffle=True, collate=collate, name=name
+            samples, batch_size=size, shuffle=True, collate=in_files, name=name
         )
         return made

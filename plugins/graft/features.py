@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from medrl.core.errors import DataError, RuntimeFault
 
+from .mapped import Stored, Verified
 from .windows import Window
 
 FORMAT = 1
@@ -35,7 +37,6 @@ TEACHER_FILE = "teacher.json"
 CASE_FILE = "meta.json"
 LOGITS = "logits"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_MEMORY = {torch.bfloat16: np.uint16, torch.float16: np.float16, torch.float32: np.float32}
 _SPACING_TOLERANCE = 0.01
 _EXTRACT_AGAIN = "run `medrl graft extract-features` again with the config of this student"
 
@@ -74,7 +75,7 @@ class TeacherFolder:
     dtype: torch.dtype
     verify: bool = True
     family: str = "nnunet"
-    _verified: set[Path] = field(default_factory=set, repr=False)
+    _verified: Verified = field(default_factory=Verified, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -143,21 +144,21 @@ class TeacherFolder:
         return meta
 
     def _map(self, path: Path, case_id: str, entry: Mapping[str, Any]) -> Tensor:
+        stored, digest = Stored(path, self.dtype), entry["sha256"]
         try:
-            # Copy on write: workers and ranks share the pages, and torch does not warn of a read-only array.
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            tensor = stored.open()
+            if list(tensor.shape) != list(entry["shape"]):
+                why = f"it holds {list(tensor.shape)}, its metadata say {entry['shape']}"
+                raise _refuse(path, case_id, why)
+            if self.verify and not self._verified.has(path, digest):
+                if _digest(_plain(tensor)) != digest:
+                    raise _refuse(path, case_id, "its content changed since it was written (digest)")
+                self._verified.add(path, digest)
+            elif get_worker_info() is not None:
+                stored.read_ahead()  # the training process maps it a few batches later
+        except (OSError, ValueError) as error:
             raise _refuse(path, case_id, f"it cannot be read ({error})") from error
-        if list(array.shape) != list(entry["shape"]) or array.dtype != _MEMORY[self.dtype]:
-            raise _refuse(
-                path, case_id, f"it holds {array.dtype} {array.shape}, its metadata say {entry['shape']}"
-            )
-        if self.verify and path not in self._verified:
-            if _digest(array) != entry["sha256"]:
-                raise _refuse(path, case_id, "its content changed since it was written (digest)")
-            self._verified.add(path)
-        tensor = torch.from_numpy(array)
-        return tensor.view(torch.bfloat16) if self.dtype == torch.bfloat16 else tensor
+        return tensor
 
 
 class FeatureWriter:
@@ -252,7 +253,7 @@ class FeatureWriter:
                 why=f"the teacher's values are not finite in {self.dtype}",
                 do="extract with --precision bf16 or fp32",
             )
-        array = (stored.view(torch.uint16) if self.dtype == torch.bfloat16 else stored).numpy()
+        array = _plain(stored)
         with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
             file.flush()
@@ -341,6 +342,11 @@ def _natural(path: Path) -> tuple[object, ...]:
     name = path.parent.name
     digits = "".join(item for item in name if item.isdigit())
     return (name.rstrip("0123456789"), int(digits) if digits else -1, name)
+
+
+def _plain(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The tensor as it lies in a file."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _digest(array: np.ndarray[Any, Any]) -> str:

@@ -25,6 +25,7 @@ from medrl.core.volume import read_volume, same_grid
 
 from .config import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
+from .mapped import Stored, by_name, by_value
 from .plans import SamplePlan
 from .upstream import VALID
 from .windows import Size
@@ -295,23 +296,60 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack samples into a `Batch`."""
+def in_files(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a loading process passes on: samples whose teachers' arrays are named by their files."""
+    return [
+        {
+            **sample,
+            "features": {tap: [by_name(item) for item in items] for tap, items in sample["features"].items()},
+            "logits": [by_name(item) for item in sample["logits"]],
+            "valid": [by_name(item) for item in sample["valid"]],
+        }
+        for sample in samples
+    ]
+
+
+def collate(samples: Sequence[Mapping[str, Any]], device: torch.device | None = None) -> Batch:
+    """Stack samples, or what `in_files` made of them, into a `Batch`; a single one is not copied.
+
+    Args:
+        samples: Of one batch.
+        device: Where to; each array goes there on its own, straight from its file.
+
+    Raises:
+        DataError: A teacher's file has gone since it was checked.
+    """
+
+    def stack(items: Iterable[Tensor | Stored]) -> Tensor:
+        tensors = [_opened(item).to(device or "cpu", non_blocking=True) for item in items]
+        return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
     first = samples[0]
     teachers = range(len(first["logits"]))
+    labelled = torch.tensor([bool(sample["labelled"]) for sample in samples])
     return Batch(
         tuple(str(sample["case_id"]) for sample in samples),
-        torch.stack([sample["image"] for sample in samples]),
-        torch.stack([sample["label"] for sample in samples]),
-        torch.stack([sample["mask"] for sample in samples]),
-        torch.tensor([bool(sample["labelled"]) for sample in samples]),
+        stack(sample["image"] for sample in samples),
+        stack(sample["label"] for sample in samples),
+        stack(sample["mask"] for sample in samples),
+        labelled.to(device or "cpu"),
         {
-            tap: [torch.stack([sample["features"][tap][i] for sample in samples]) for i in teachers]
+            tap: [stack(sample["features"][tap][i] for sample in samples) for i in teachers]
             for tap in first["features"]
         },
-        [torch.stack([sample["logits"][i] for sample in samples]) for i in teachers],
-        [torch.stack([sample["valid"][i] for sample in samples]) for i in teachers],
+        [stack(sample["logits"][i] for sample in samples) for i in teachers],
+        [stack(sample["valid"][i] for sample in samples) for i in teachers],
     )
+
+
+def _opened(item: Tensor | Stored) -> Tensor:
+    try:
+        return by_value(item)
+    except (OSError, ValueError) as error:
+        what = str(item.path) if isinstance(item, Stored) else "sample"
+        raise DataError(
+            what, why=f"it cannot be read any more ({error})", do="leave the features alone while training"
+        ) from error
 
 
 def jitter(image: Tensor, augment: AugmentConfig) -> Tensor:
