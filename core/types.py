@@ -93,7 +93,11 @@ class Prediction:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What `predict.load(checkpoint)` of a plugin returns; folds are averaged on `probabilities`."""
+    """What `predict.load(checkpoint)` of a plugin returns; folds are averaged on `probabilities`.
+
+    A predictor may also have ``uncertainty(volume, labels)``, which returns ``(X, Y, Z)`` in [0, 1] for the
+    label map that was decided on; without it, ``--save-uncertainty`` writes the entropy of the probabilities.
+    """
 
     label_names: Mapping[str, int]
     channel_names: Sequence[str]

@@ -256,8 +256,25 @@ class _Run:
             case_id=case.id,
             labels=labels,
             probabilities=probabilities if self.job.save_probabilities else None,
-            uncertainty=entropy(probabilities) if self.job.save_uncertainty else None,
+            uncertainty=self._uncertainty(case, volume, labels, probabilities)
+            if self.job.save_uncertainty
+            else None,
         )
+
+    def _uncertainty(
+        self, case: Case, volume: Volume, labels: NDArray[Any], probabilities: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return what the folds say of the labels, as a mean; the entropy for methods that say nothing."""
+        own = [getattr(predictor, "uncertainty", None) for predictor in self.predictors]
+        if not all(callable(tell) for tell in own):
+            return entropy(probabilities)
+        maps = [np.asarray(tell(volume, labels), dtype=np.float32) for tell in own if callable(tell)]
+        if any(found.shape != labels.shape for found in maps):
+            raise RuntimeFault(
+                f"case {case.id}",
+                why=f"the method returned an uncertainty of shape {maps[0].shape} for labels of {labels.shape}",
+            )
+        return np.asarray(np.mean(maps, axis=0), dtype=np.float32)
 
     def _is_finished(self, case: Case, record: CaseRecord) -> bool:
         """Whether a case was done with this model and these options, and its files are what they were."""

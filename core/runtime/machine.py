@@ -291,6 +291,14 @@ class Runtime:
         """Whether this rank received a signal; `steps` agrees with the others and ends the loop."""
         return self._stop.number != 0
 
+    def obey_stop(self) -> None:
+        """Stop now if any rank received a signal, for work between steps that takes long.
+
+        Raises:
+            Interrupted: A signal arrived; the state of the last completed step is saved.
+        """
+        self._obey_stop(self.completed)
+
     # -- the loop ----------------------------------------------------------------------------------
 
     def steps(self, start: int, total: int) -> Iterator[int]:

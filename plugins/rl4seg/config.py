@@ -25,7 +25,7 @@ class ActorConfig(Block):
     """The policy over the labels of each pixel."""
 
     kind: Literal["auto", "categorical", "binary"] = "auto"
-    """`categorical` has one logit for each class, `binary` one logit for two classes; `auto` is categorical."""
+    """`categorical` has one logit for each class, `binary` one logit for two; `auto` is categorical."""
     bn_mode: Literal["eval", "batch"] = "eval"
     """Batch norm of actor and critic in PPO: frozen statistics, so that the first ratio is exactly 1, or
     statistics of the batch (original). The reference always has frozen statistics."""
@@ -69,7 +69,17 @@ class StyleConfig(SupervisedConfig):
     """Further supervised training on source images whose style is changed; labels stay as they are."""
 
     strength: float = Field(default=1.0, ge=0.0)
-    """How far gamma, contrast, bias field, shadow, blur and noise go; 0 leaves images alone."""
+    """How far the changes go; 0 leaves images alone, borrowing apart."""
+    families: tuple[Literal["gamma", "contrast", "bias", "shadow", "blur", "noise", "borrow"], ...] = (
+        "gamma",
+        "contrast",
+        "bias",
+        "shadow",
+        "blur",
+        "noise",
+        "borrow",
+    )
+    """What is changed; `borrow` takes from unlabelled target images."""
     borrow: float = Field(default=0.5, ge=0.0, le=1.0)
     """Share of images that take the histogram or the low frequencies of an unlabelled target image."""
 
@@ -77,6 +87,8 @@ class StyleConfig(SupervisedConfig):
 class CorrectorConfig(StageConfig):
     """What makes a label map anatomically plausible; learned ones see source masks only."""
 
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """As that of the supervised stages."""
     kind: CorrectorKind = "denoiser"
     """`denoiser`: a U-Net from corrupted to true masks; `vae`: a variational autoencoder of masks (original);
     `morphology`: largest blobs and filled holes; `atlas`: the most similar source mask; `none`."""
@@ -110,8 +122,8 @@ class RewardConfig(StageConfig):
 
     name: str = "rl4seg.composite"
     """Registry key of the reward. `rl4seg.composite`: the reward net and the corrector of what it would
-    choose; `rl4seg.reward_unet`: the reward net alone (original); the others compare with target labels, which
-    only target.allow_labels permits."""
+    choose; `rl4seg.reward_unet`: the reward net alone (original); the others compare with target labels,
+    which only target.allow_labels permits."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Further settings of that reward, such as `weight` of the composite."""
     head: Literal["class", "binary"] = "class"
@@ -176,6 +188,8 @@ class PPOConfig(StageConfig):
     pseudo_labels: bool = False
     """With pairs `prediction`: images whose prediction was plausible take that mask as their action with
     reward 1 (original)."""
+    pseudo_target: Literal["reward", "one"] = "one"
+    """What the critic learns for such images: 1, as the advantage assumes, or the reward (original)."""
     select: Select = "last"
     """Weights of the iteration: of the last rollout, or with the best reward on target validation images
     (original)."""
@@ -304,7 +318,7 @@ class Rl4segConfig(MethodConfig):
     stage: Stage = Field(default="all", json_schema_extra=MachineField)
     """`all`, or one stage of the run folder: the next of its kind that is not done."""
     alone: bool = Field(default=False, json_schema_extra=MachineField)
-    """The run folder is that of one stage, not of a loop; set by the loop and by the tools of single stages."""
+    """The run folder is that of one stage, not of a loop; the loop and the tools of single stages set it."""
     iteration: int = Field(default=1, ge=1, json_schema_extra=MachineField)
     """Iteration that a stage alone belongs to; decides the schedules of `per_iteration`."""
 

@@ -1,0 +1,90 @@
+"""Training of the corrector on source masks: what anatomy looks like, without any image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from medrl.core.errors import ConfigError, DataError
+from medrl.core.learned_reward.correctors import LEARNED, CorrectorModule, dice_per_image
+from medrl.core.learned_reward.corruption import corrupt_masks
+from medrl.core.rng import derive_seed
+from medrl.core.validity import Rules
+from medrl.core.validity import is_valid as passes
+
+from . import parts, schedules
+from .config import Rl4segConfig
+from .domains import Domains, draw
+from .stages import batch_of, interval_of, steps_of
+
+if TYPE_CHECKING:
+    from medrl.core.runtime import Runtime
+
+_HELD = 64
+"""Validation masks that are corrupted and corrected."""
+
+
+def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
+    """Train a denoiser or a variational autoencoder on source masks (specification §6; findings 3).
+
+    The denoiser learns to restore masks that were warped, cut, eroded, relabelled; the autoencoder to
+    reconstruct true ones. Corruption and jitter depend on seed, case and step alone.
+
+    Raises:
+        ConfigError: The config's corrector is none that learns.
+    """
+    if cfg.corrector.kind not in LEARNED:
+        raise ConfigError(
+            f"corrector.kind {cfg.corrector.kind}",
+            why="this corrector is not trained",
+            do=f"--set corrector.kind={LEARNED[0]}",
+        )
+    made = parts.corrector(cfg, rt.job.manager, classes=data.classes, shape=data.shape)
+    rt.prepare(made)
+    stage = cfg.corrector
+    optimizer = torch.optim.Adam(made.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    rt.checkpoint.register(corrector=made, optimizer=optimizer)
+    rt.checkpoint.describe(**data.facts())
+
+    images = data.source.train
+    seed = derive_seed(cfg.train.seed, "rl4seg", "corruption")
+    rules = parts.rules_of(cfg, data.label_names)
+    size = batch_of(stage, cfg)
+    steps = steps_of(stage, cfg, len(images.ids), rt.world_size)
+    every = interval_of(cfg, steps)
+    for step in rt.steps(rt.checkpoint.resume(), steps):
+        rate = schedules.set_rate(optimizer, stage.lr * schedules.factor(stage.schedule, step, steps))
+        batch = draw(rt, images, cfg, stage="corrector", step=step, size=size)
+        made.train()
+        with rt.autocast():
+            losses = made.loss(batch.truth(), seed=seed, keys=[(name, step) for name in batch.ids])
+        rt.backward(losses["loss"], cases=batch.ids)
+        done = rt.step(optimizer, clip_norm=stage.clip_norm)
+        rt.log(step, **parts.numbers(losses), lr=rate, grad_norm=done.grad_norm)
+
+        if step % every == 0 or step == rt.total_steps:
+            found = validate(rt, made, data, rules)
+            rt.log(step, **found)
+            rt.best(step, found["val_dice"], name="val_dice")
+
+
+@torch.no_grad()
+def validate(rt: Runtime, made: CorrectorModule, data: Domains, rules: Rules) -> dict[str, float]:
+    """Dice of corrected with true validation masks, and the share of valid ones, before and after.
+
+    Every rank looks at the same masks, which are corrupted in the same way each time.
+    """
+    images = data.source.val or data.source.train
+    if images.labels is None:
+        raise DataError("corrector", why="the source images have no labels")
+    truth = torch.as_tensor(images.labels[:_HELD]).long().to(rt.device)
+    broken = corrupt_masks(truth, data.classes, seed=0, keys=list(images.ids[:_HELD]))
+    fixed = made.correct(broken)
+    made.train()
+    return {
+        "val_dice": float(dice_per_image(fixed, truth, data.classes).mean()),
+        "val_dice_before": float(dice_per_image(broken, truth, data.classes).mean()),
+        "val_validity": sum(passes(mask, rules) for mask in fixed.cpu()) / len(fixed),
+        "val_validity_before": sum(passes(mask, rules) for mask in broken.cpu()) / len(broken),
+    }

@@ -1,0 +1,231 @@
+"""Reinforcement learning on unlabelled target images: one iteration of PPO against a fixed reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from medrl.core.rl.pixelwise import (
+    CollapseGuard,
+    PixelwisePPOConfig,
+    Rollout,
+    UpdateStats,
+    policy_gradient_update,
+    rollout,
+    update,
+)
+from medrl.core.rng import torch_generator
+
+from . import parts, schedules, watching
+from .agent import Critic, PixelActor, recalibrate, shrink_and_perturb
+from .config import Rl4segConfig
+from .domains import Domains, draw, pieces
+from .judging import Judge, open_judge
+from .pseudo_labels import open_pseudo_labels
+from .stages import batch_of, interval_of, steps_of
+from .watching import Watch
+
+if TYPE_CHECKING:
+    from medrl.core.runtime import Runtime
+
+
+def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
+    """Improve the policy on target images (specification §3; findings 7).
+
+    The state is an image, the action a label map, the reward r of each pixel the estimated probability that
+    its label is right; every pixel is an episode of one step. In each step
+
+        a ~ π(·|s), r = R(a, s)
+        k times:  r̃ = r − β (log π(a|s) − log π_ref(a|s)),  A = r̃ − V
+                  L_π = −mean min(A ρ, A clip(ρ, 1 − ε, 1 + ε)) − c_H mean H,  L_V = mean (V − r)²
+
+    with the ratio ρ of the policy to the one that acted. No label of a target image is read, unless the
+    reward is an oracle.
+    """
+    players = start_players(rt, cfg, data)
+    judge = open_judge(rt, cfg, data)
+    numbers = settings(cfg)
+    optimizers, guard, watch = build_optimizers(cfg, players), None, Watch(cfg)
+    if cfg.ppo.collapse > 0.0 and players.reference is not None:
+        guard = CollapseGuard(players.networks(), list(optimizers.values()), floor=cfg.ppo.collapse)
+    register(rt, players, optimizers, guard, watch, data)
+
+    images = data.target_images(cfg)
+    given = open_pseudo_labels(cfg, images)
+    rules = parts.rules_of(cfg, data.label_names)
+    size = batch_of(cfg.ppo, cfg)
+    steps = steps_of(cfg.ppo, cfg, len(images.ids), rt.world_size)
+    every = interval_of(cfg, steps)
+    for step in rt.steps(rt.checkpoint.resume(), steps):
+        facts: dict[str, Any] = {}
+        if step == 1:
+            facts |= watch.begin(validate(rt, cfg, data, players.actor, judge, rules))
+        rate = set_rates(cfg, optimizers, step, steps, guard)
+        batch = draw(rt, images, cfg, stage="ppo", step=step, size=size)
+        players.actor.train()
+        played = rollout(
+            players.actor,
+            players.reference,
+            batch.images,
+            judge.of(images, batch.numbers),
+            numbers,
+            generator=torch_generator(cfg.train.seed, "rl4seg", "actions", cfg.iteration, step, rt.rank),
+            autocast=rt.autocast,
+            **given.of(batch),
+        )
+        if guard is None or guard.check(played, reduce=rt.reduce):
+            facts |= improve(rt, cfg, players, optimizers, played, numbers, batch.ids).as_dict()
+        rt.log(step, **facts, lr=rate, restored=0 if guard is None else guard.restored)
+
+        if step % every == 0 or step == rt.total_steps:
+            found = validate(rt, cfg, data, players.actor, judge, rules)
+            rt.log(step, **found, **watch.look(found))
+            rt.best(step, found["val_reward"], name="val_reward")
+
+
+def improve(
+    rt: Runtime,
+    cfg: Rl4segConfig,
+    players: Players,
+    optimizers: dict[str, torch.optim.Optimizer],
+    played: Rollout,
+    numbers: PixelwisePPOConfig,
+    ids: list[str],
+) -> UpdateStats:
+    """Update actor and critic on one rollout; each has its own loss, optimiser and limit of its gradient."""
+    limits = {"actor": cfg.ppo.clip_norm, "critic": cfg.ppo.critic_clip_norm}
+
+    def advance(part: str, loss: Tensor) -> None:
+        rt.backward(loss, cases=ids)
+        rt.step(optimizers[part], clip_norm=limits[part])
+
+    if cfg.ppo.algorithm == "pg":
+        return policy_gradient_update(players.actor, played, step=advance, autocast=rt.autocast)
+    return update(players.actor, players.critic, played, numbers, step=advance, autocast=rt.autocast)
+
+
+def settings(cfg: Rl4segConfig) -> PixelwisePPOConfig:
+    """Return the numbers of this iteration; the original's schedule divides c_H and β by 2i."""
+    ppo = cfg.ppo
+    share = 1.0 / (2 * cfg.iteration) if ppo.per_iteration == "original" else 1.0
+    return PixelwisePPOConfig(
+        clip=ppo.clip,
+        inner_steps=ppo.inner_steps,
+        entropy=ppo.entropy * share,
+        kl=ppo.kl * share,
+        baseline=ppo.baseline,
+        constant=ppo.baseline_value,
+        samples=ppo.group if ppo.baseline == "group" else 1,
+        sigma_px=ppo.sigma_px,
+        eps_greedy=cfg.actor.eps_greedy,
+        forced_target=ppo.pseudo_target,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """The policy that learns, the one it is held to, and the critic."""
+
+    actor: PixelActor
+    reference: PixelActor | None
+    critic: Critic | None
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """What is trained, by name."""
+        found: dict[str, torch.nn.Module] = {"actor": self.actor.network}
+        return found | ({"critic": self.critic.network} if self.critic is not None else {})
+
+
+def start_players(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> Players:
+    """Build policy, reference and critic from what earlier stages made.
+
+    From the second iteration on, shrink and perturb may loosen what was learned (specification §9).
+    """
+    manager, bn_mode = rt.job.manager, cfg.actor.bn_mode
+
+    def policy(what: str) -> PixelActor:
+        network = parts.actor_network(cfg, manager, channels=data.channels, classes=data.classes)
+        parts.load_part(getattr(cfg.inputs, what), "actor", network, f"inputs.{what}")
+        return parts.as_actor(cfg, network, data.classes, bn_mode=bn_mode)
+
+    actor = policy("actor")
+    critic = None
+    if cfg.ppo.uses_critic:
+        critic = parts.critic(cfg, manager, channels=data.channels)
+        if cfg.inputs.critic is not None:
+            parts.load_part(cfg.inputs.critic, "critic", critic.network, "inputs.critic")
+    reference = None
+    if cfg.ppo.algorithm == "ppo":
+        where = {"start": cfg.loop.start, "source": "source", "previous": "actor"}[cfg.ppo.reference]
+        reference = policy(where if getattr(cfg.inputs, where) is not None else "actor")
+        # Frozen statistics: a reference that normalises with the batch would not be one policy.
+        reference = parts.as_actor(cfg, reference.network, data.classes).frozen()
+    if cfg.loop.shrink_perturb and cfg.iteration > 1:
+        loosen(cfg, data, [part for part in (actor, critic) if part is not None])
+    rt.prepare(actor.network, *([critic.network] if critic is not None else []))
+    if reference is not None:
+        rt.prepare(reference)
+    return Players(actor, reference, critic)
+
+
+def loosen(cfg: Rl4segConfig, data: Domains, modules: list[PixelActor | Critic]) -> None:
+    """Shrink and perturb; measure the statistics of batch norm anew if asked for."""
+    for module in modules:
+        name = type(module).__name__
+        generator = torch_generator(cfg.train.seed, "rl4seg", "perturb", cfg.iteration, name)
+        shrink_and_perturb(module.network, factor=cfg.loop.shrink, std=cfg.loop.perturb, generator=generator)
+        if cfg.loop.recalibrate_bn:
+            recalibrate(module, pieces(data.target_images(cfg), batch_of(cfg.ppo, cfg)))
+
+
+def build_optimizers(cfg: Rl4segConfig, players: Players) -> dict[str, torch.optim.Optimizer]:
+    """One Adam for the actor, one for the critic."""
+    rates = {"actor": cfg.ppo.lr, "critic": cfg.ppo.critic_lr}
+    return {
+        name: torch.optim.Adam(network.parameters(), lr=rates[name], weight_decay=cfg.ppo.weight_decay)
+        for name, network in players.networks().items()
+    }
+
+
+def set_rates(
+    cfg: Rl4segConfig,
+    optimizers: dict[str, torch.optim.Optimizer],
+    step: int,
+    steps: int,
+    guard: CollapseGuard | None,
+) -> float:
+    """Set the rates of a step and return that of the actor."""
+    part = schedules.warm_and_decay(step, steps, cfg.ppo.warmup, linear=cfg.ppo.decay == "linear")
+    if guard is not None:
+        part *= guard.rate
+    if "critic" in optimizers:
+        schedules.set_rate(optimizers["critic"], cfg.ppo.critic_lr * part)
+    return schedules.set_rate(optimizers["actor"], cfg.ppo.lr * part)
+
+
+def register(
+    rt: Runtime,
+    players: Players,
+    optimizers: dict[str, torch.optim.Optimizer],
+    guard: CollapseGuard | None,
+    watch: Watch,
+    data: Domains,
+) -> None:
+    """Name everything that a resumed run needs."""
+    rt.checkpoint.register(**players.networks())
+    rt.checkpoint.register(**{f"{name}_optimizer": item for name, item in optimizers.items()})
+    rt.checkpoint.register(watch=watch)
+    if guard is not None:
+        rt.checkpoint.register(guard=guard)
+    rt.checkpoint.describe(**data.facts())
+
+
+def validate(
+    rt: Runtime, cfg: Rl4segConfig, data: Domains, actor: PixelActor, judge: Judge, rules: Any
+) -> dict[str, float]:
+    """Measure reward and validity on target validation images, without labels."""
+    images = data.watched(cfg.ppo.validation_images)
+    return watching.policy(rt, cfg, actor, lambda numbers: judge.of(images, numbers), images, rules)
