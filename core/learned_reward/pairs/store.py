@@ -97,6 +97,16 @@ class PairRow:
     shard: int
     index: int
 
+    @property
+    def id(self) -> str:
+        """Of the image."""
+        return self.origin.id
+
+    @property
+    def subject(self) -> str:
+        """Of the image."""
+        return self.origin.subject
+
 
 class PairBatch(NamedTuple):
     """Pairs as tensors: images ``(N, C, *S)`` float32 in [0, 1], actions and truths ``(N, *S)`` int64."""
@@ -421,11 +431,11 @@ class PairSet:
     def _check_subjects(self) -> None:
         parts: dict[str, Part] = {}
         for row in self.rows:
-            for subject in (row.origin.subject, row.origin.partner):
+            for subject in (row.subject, row.origin.partner):
                 if subject and parts.setdefault(subject, row.part) != row.part:
                     raise DataError(
                         "pairs",
-                        case=row.origin.id,
+                        case=row.id,
                         why=f"subject {subject} is in {parts[subject]} and in {row.part}",
                         do="use one split in all iterations",
                     )
