@@ -180,7 +180,7 @@ def uncertainty(
     device: str,
     threads: int,
 ) -> None:
-    """Calibration and error finding of the reward map, beside dropout, ensemble and test-time augmentation."""
+    """Calibration and error finding of the reward map, beside dropout, ensemble, test-time augmentation."""
     from medrl.plugins.rl4seg.compare import trust
 
     lines = trust.run(

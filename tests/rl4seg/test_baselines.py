@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from medrl.core.errors import ConfigError, DataError, RuntimeFault
+from medrl.core.learned_reward.correctors.base import CorrectorModule
+from medrl.core.learned_reward.net import RewardNet
 from medrl.plugins.rl4seg import baselines
 from medrl.plugins.rl4seg.baselines import Budget, Refiner
 from medrl.plugins.rl4seg.baselines.adaptation import entropy
 from medrl.plugins.rl4seg.baselines.budget import indices
 from medrl.plugins.rl4seg.baselines.self_training import IGNORED
+from medrl.plugins.rl4seg.controls import RandomReward
 
 
 @dataclass(frozen=True)
@@ -186,19 +189,17 @@ def test_three_losses_in_a_row_that_are_not_finite_end_a_baseline():
     assert states_equal(network, before)
 
 
-class Reward:
-    """Says class 2 where the image is bright, else what the mask says."""
+class Bright(nn.Module):
+    """A network of a reward net: class 2 where the image is bright, else what the mask says."""
 
-    def class_probabilities(self, images: Tensor, actions: Tensor) -> Tensor:
-        chosen = torch.where(images[:, 0] > 0.5, 2, actions)
-        return nn.functional.one_hot(chosen, 3).movedim(-1, 1).float() * 0.6 + 0.4 / 3
+    def forward(self, seen: Tensor) -> Tensor:
+        image, mask = seen[:, :1], seen[:, 1:]
+        two = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
+        return 2.0 * torch.where(image > 0.5, two, mask)
 
 
-class ToBackground:
+class ToBackground(CorrectorModule):
     """Sets the first row to background."""
-
-    def correct(self, masks: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        return self.probabilities(masks).argmax(1)
 
     def probabilities(self, masks: Tensor) -> Tensor:
         masks = masks.clone()
@@ -206,10 +207,14 @@ class ToBackground:
         return nn.functional.one_hot(masks, 3).movedim(-1, 1).float()
 
 
+def reward_net() -> RewardNet:
+    return RewardNet([Bright()], classes=3)
+
+
 def test_refining_asks_reward_net_and_corrector_in_the_order_it_says():
     images = torch.tensor([[[[0.9, 0.1], [0.9, 0.1]]]]).repeat(3, 1, 1, 1)
     masks = torch.ones(3, 2, 2, dtype=torch.uint8)
-    refiner = Refiner(reward=Reward(), corrector=ToBackground(), batch=2)
+    refiner = Refiner(reward=reward_net(), corrector=ToBackground(3), batch=2)
     expected = {
         "corrector": [[0, 0], [1, 1]],
         "reward": [[2, 1], [2, 1]],
@@ -218,13 +223,24 @@ def test_refining_asks_reward_net_and_corrector_in_the_order_it_says():
     }
     for way, found in expected.items():
         assert refiner.refine(way, masks, images).tolist() == [found] * 3
-    trusting = Refiner(reward=Reward(), corrector=ToBackground(), weight=0.75)
+    trusting = Refiner(reward=reward_net(), corrector=ToBackground(3), weight=0.75)
     assert trusting.mixed(masks, images).tolist() == [[[2, 1], [2, 1]]] * 3
 
 
 def test_refining_without_what_it_needs_is_refused():
     masks, images = torch.zeros(1, 2, 2), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ConfigError, match="no corrector"):
-        Refiner(reward=Reward()).corrected(masks)
+        Refiner(reward=reward_net()).corrected(masks)
     with pytest.raises(ConfigError, match="no reward net"):
-        Refiner(corrector=ToBackground()).rewarded(masks, images)
+        Refiner(corrector=ToBackground(3)).rewarded(masks, images)
+
+
+def test_the_reward_of_noise_prefers_no_label_and_repeats():
+    reward = RandomReward(seed=2).bind()
+    actions = torch.randint(0, 3, (8, 64, 64), generator=torch.Generator().manual_seed(0))
+    paid = reward(actions, torch.zeros(8, 1, 64, 64))
+    assert torch.equal(paid, reward(actions, torch.ones(8, 1, 64, 64)))
+    assert not torch.equal(paid, RandomReward(seed=3).bind()(actions, torch.zeros(8, 1, 64, 64)))
+    assert 0.0 <= float(paid.min()) < float(paid.max()) < 1.0
+    for label in range(3):
+        assert float(paid[actions == label].mean()) == pytest.approx(0.5, abs=0.01)

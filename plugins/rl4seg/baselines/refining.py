@@ -8,23 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
+from medrl.core.learned_reward.composite import CompositeReward
 from medrl.core.learned_reward.correctors import Corrector
+from medrl.core.learned_reward.net import RewardNet
 
 Way = Literal["corrector", "reward", "both", "mixed"]
-
-
-class ClassReward(Protocol):
-    """A reward net that names the class of each pixel (`medrl.core.learned_reward.RewardNet`)."""
-
-    def class_probabilities(self, images: Tensor, actions: Tensor) -> Tensor:
-        """Return ``(N, K, *S)`` of images ``(N, C, *S)`` and label maps ``(N, *S)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -32,14 +26,14 @@ class Refiner:
     """Improves label maps.
 
     Attributes:
-        reward: The reward net, if `reward`, `both` or `mixed` is asked for.
-        corrector: The corrector, if anything but `reward` is.
+        reward: A reward net with a class head, for every way but `corrector`.
+        corrector: For every way but `reward`.
         weight: Share of the reward net in `mixed`, as in the composite reward.
         batch: Images at a time.
         device: Where the networks are.
     """
 
-    reward: ClassReward | None = None
+    reward: RewardNet | None = None
     corrector: Corrector | None = None
     weight: float = 0.25
     batch: int = 32
@@ -52,16 +46,18 @@ class Refiner:
 
     def rewarded(self, masks: Tensor, images: Tensor) -> Tensor:
         """Return the labels that the reward net would choose, having seen image and label map."""
-        return self._apply(masks, images, self._chosen)
+        net = self._reward()
+        return self._apply(masks, images, lambda a, i: net.class_probabilities(i, a).argmax(1))
 
     def both(self, masks: Tensor, images: Tensor) -> Tensor:
         """Return what the corrector makes of the labels that the reward net would choose."""
-        corrector = self._corrector()
-        return self._apply(masks, images, lambda a, i: corrector.correct(self._chosen(a, i)))
+        composite = self._composite()
+        return self._apply(masks, images, lambda a, i: composite.refine(i, a))
 
     def mixed(self, masks: Tensor, images: Tensor) -> Tensor:
         """Return the labels that the composite reward would pay best: what PPO with that reward aims at."""
-        return self._apply(masks, images, lambda a, i: self._mixture(a, i).argmax(1))
+        composite = self._composite()
+        return self._apply(masks, images, lambda a, i: composite.class_probabilities(i, a).argmax(1))
 
     def refine(self, way: Way, masks: Tensor, images: Tensor) -> Tensor:
         """Return label maps ``(N, *S)`` uint8 on the CPU, improved in one of the four ways."""
@@ -69,16 +65,10 @@ class Refiner:
             return self.corrected(masks)
         return {"reward": self.rewarded, "both": self.both, "mixed": self.mixed}[way](masks, images)
 
-    def _mixture(self, actions: Tensor, images: Tensor) -> Tensor:
-        seen = self._reward().class_probabilities(images, actions)
-        plausible = self._corrector().probabilities(seen.argmax(1))
-        return self.weight * seen + (1.0 - self.weight) * plausible.to(seen.dtype)
-
-    def _chosen(self, actions: Tensor, images: Tensor) -> Tensor:
-        return self._reward().class_probabilities(images, actions).argmax(1)
-
     @torch.no_grad()
-    def _apply(self, masks: Tensor, images: Tensor | None, change: Callable[[Tensor, Any], Tensor]) -> Tensor:
+    def _apply(
+        self, masks: Tensor, images: Tensor | None, change: Callable[[Tensor, Any], Tensor]
+    ) -> Tensor:
         def parts() -> Iterator[Tensor]:
             for start in range(0, len(masks), self.batch):
                 actions = masks[start : start + self.batch].to(self.device).long()
@@ -87,9 +77,12 @@ class Refiner:
 
         return torch.cat(list(parts()))
 
-    def _reward(self) -> ClassReward:
-        if self.reward is None or not hasattr(self.reward, "class_probabilities"):
-            raise ConfigError("refining", why="there is no reward net that tells classes")
+    def _composite(self) -> CompositeReward:
+        return CompositeReward(self._reward(), self._corrector(), weight=self.weight)
+
+    def _reward(self) -> RewardNet:
+        if self.reward is None:
+            raise ConfigError("refining", why="there is no reward net")
         return self.reward
 
     def _corrector(self) -> Corrector:
