@@ -18,6 +18,7 @@ from medrl.core.rl.pixelwise import (
     binary_log_probs,
     categorical_log_probs,
     correlated_categorical,
+    most_probable,
     pixel_entropy,
 )
 
@@ -106,7 +107,7 @@ class PixelActor(_Normalised, ABC):
     @torch.no_grad()
     def greedy(self, images: Tensor) -> Tensor:
         """The most probable labels ``(N, *S)``, int64; the first of equals."""
-        return self.log_probs(images).argmax(dim=1)
+        return most_probable(self.log_probs(images))
 
     @torch.no_grad()
     def act(

@@ -22,6 +22,7 @@ from medrl.core.rl.pixelwise import (
     categorical_log_probs,
     correlated_categorical,
     group_mean,
+    most_probable,
     pixel_entropy,
     plain_steps,
     policy_gradient_loss,
@@ -218,6 +219,14 @@ def test_log_probabilities_are_float32_under_bfloat16():
     log_probs = categorical_log_probs(torch.randn(2, 3, 16, generator=generator()).bfloat16())
     assert log_probs.dtype == torch.float32
     torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(2, 16), atol=1e-6, rtol=0)
+
+
+def test_the_first_of_equally_probable_labels_is_taken():
+    log_probs = torch.randn(3, 5, 9, generator=generator())
+    log_probs[0, 2:4] = 9.0
+    log_probs[1] = 0.0
+    assert torch.equal(most_probable(log_probs), log_probs.argmax(dim=1))
+    assert most_probable(log_probs)[:2].unique().tolist() == [0, 2]
 
 
 def test_the_group_mean_is_taken_over_the_actions_of_one_image():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.errors import RuntimeFault
-from medrl.core.rl.pixelwise.arithmetic import action_log_probs, categorical_kl
+from medrl.core.rl.pixelwise.arithmetic import action_log_probs, categorical_kl, most_probable
 from medrl.core.rl.pixelwise.sampling import correlated_categorical
 from medrl.core.rl.pixelwise.settings import PixelwisePPOConfig
 
@@ -114,7 +114,7 @@ def rollout(
             )
         with autocast():
             fixed = now if reference is None else reference.log_probs(images)
-        best = now.argmax(dim=1)
+        best = most_probable(now)
         drawn = _actions(now, best, config, generator, greedy=greedy)
         rows = images.repeat_interleave(config.samples, dim=0) if config.samples > 1 else images
         actions, given = _force(drawn, forced, forced_actions, config.samples)
@@ -129,7 +129,7 @@ def rollout(
             rewards=_checked(rewards, actions),
             forced=given,
             samples=config.samples,
-            shares=torch.stack([_shares(best, now.shape[1]), _shares(fixed.argmax(dim=1), now.shape[1])]),
+            shares=torch.stack([_shares(best, now.shape[1]), _shares(most_probable(fixed), now.shape[1])]),
             kl=categorical_kl(now, fixed).mean(),
             fresh=fresh if fresh.requires_grad else None,
         )
