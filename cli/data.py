@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,8 @@ def kinds() -> dict[str, Any]:
 
     from medrl.core import phantoms
 
-    return {item.name: f"medrl.core.phantoms.{item.name}" for item in pkgutil.iter_modules(phantoms.__path__)}
+    names = (item.name for item in pkgutil.iter_modules(phantoms.__path__))
+    return {name: f"medrl.core.phantoms.{name}" for name in names if not name.startswith("_")}
 
 
 def _complete_kinds(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -233,18 +235,64 @@ def _complete_kinds(_ctx: click.Context, _parameter: click.Parameter, incomplete
 @click.option(
     "--seed", type=NATURAL, default=0, show_default=True, metavar="N", help="Seed of everything in it."
 )
-def synth(kind: str, folder: Path, cases: int | None, seed: int) -> None:
-    """Write a synthetic dataset of a KIND (prostate, …) to DIR; the same seed gives the same bytes."""
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any further setting of that kind, such as shift=0.5. Repeatable.",
+)
+def synth(kind: str, folder: Path, cases: int | None, seed: int, assignments: tuple[str, ...]) -> None:
+    """Write a synthetic dataset of a KIND (prostate, echo, …) to DIR; the same seed gives the same bytes."""
     known = kinds()
     if kind not in known:
         raise ConfigError(f"kind '{kind}'", why=did_you_mean(kind, known), do="medrl data synth --help")
     import importlib
 
     write = getattr(importlib.import_module(known[kind]), f"write_{kind}")
+    settings = _settings(kind, write, assignments)
     console().waiting(f"writing {folder}")
-    made = write(folder, seed=seed) if cases is None else write(folder, cases=cases, seed=seed)
+    made = write(folder, seed=seed, **({} if cases is None else {"cases": cases}), **settings)
     console().say(f"written: {made}")
     console().say(f"next: medrl data check {made}")
+
+
+def _settings(kind: str, write: Callable[..., Path], assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Return the keyword arguments of a writer that ``--set`` gives; each has the type of its default."""
+    import inspect
+
+    from medrl.core.config import parse_set
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(write).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("cases", "seed")
+    }
+    found: dict[str, Any] = {}
+    for text in assignments:
+        key, value = parse_set(text)
+        if key in ("cases", "seed"):
+            raise ConfigError(f"--set {text}", why="it has an option of its own", do=f"--{key} {value}")
+        if key not in defaults:
+            raise ConfigError(
+                f"--set {text}",
+                why=f"no setting of {kind}; {did_you_mean(key, defaults)}",
+                do=f"known are {', '.join(sorted(defaults))}",
+            )
+        found[key] = _like(defaults[key], value, text)
+    return found
+
+
+def _like(default: Any, value: Any, text: str) -> Any:
+    """Return a value as the type of its default."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple):
+        if isinstance(value, list) and len(value) == len(default):
+            return tuple(_like(one, item, text) for one, item in zip(default, value, strict=True))
+    elif type(value) is type(default):
+        return value
+    raise ConfigError(f"--set {text}", why=f"expected a value like {default!r}")
 
 
 @data.command(short_help="Draw one case as a PNG.")

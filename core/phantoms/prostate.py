@@ -11,21 +11,17 @@ on ADC and T2 and bright on DWI; benign nodules are dark on T2 but not bright on
 
 from __future__ import annotations
 
-import gzip
-import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medrl.core.errors import ConfigError, DataError
+from medrl.core.errors import ConfigError
+from medrl.core.phantoms._files import write_nifti, write_record, write_whole
 
 CHANNELS = ("T2", "ADC", "DWI")
 LABELS = {"background": 0, "prostate": 1, "PCa": 2, "csPCa": 3}
@@ -236,25 +232,7 @@ def write_prostate(
         "shape": list(shape),
         "spacing": [float(item) for item in spacing],
     }
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if _description(root) == description:
-            return root
-        raise DataError(
-            str(root),
-            why="the folder holds something other than the phantom asked for",
-            do="choose a new folder",
-        )
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-            draft = Path(scratch) / "draft"
-            _write_all(draft, description)
-            if root.exists():
-                root.rmdir()
-            shutil.move(draft, root)
-    except OSError as error:
-        raise DataError(str(root), why=f"cannot be written ({error.strerror or error})") from error
-    return root
+    return write_whole(root, description, lambda draft: _write_all(draft, description))
 
 
 def _write_all(root: Path, description: dict[str, Any]) -> None:
@@ -269,9 +247,9 @@ def _write_all(root: Path, description: dict[str, Any]) -> None:
             name = case_name(index, test=test)
             phantom = make_case(description["seed"], index, test=test, shape=shape, spacing=spacing)
             for channel in range(3):
-                _write_nifti(images / f"{name}_{channel:04d}.nii.gz", phantom.image[channel], phantom.affine)
-            _write_nifti(labels / f"{name}.nii.gz", phantom.label, phantom.affine)
-            _write_nifti(masks / f"{name}.nii.gz", (phantom.label > 0).astype(np.uint8), phantom.affine)
+                write_nifti(images / f"{name}_{channel:04d}.nii.gz", phantom.image[channel], phantom.affine)
+            write_nifti(labels / f"{name}.nii.gz", phantom.label, phantom.affine)
+            write_nifti(masks / f"{name}.nii.gz", (phantom.label > 0).astype(np.uint8), phantom.affine)
     record = {
         "name": "ProstatePhantom",
         "description": "synthetic prostate MRI of medrl; no patient data",
@@ -282,28 +260,12 @@ def _write_all(root: Path, description: dict[str, Any]) -> None:
         "file_ending": ".nii.gz",
         "phantom": description,
     }
-    (root / "dataset.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(root, record)
 
 
 def case_name(index: int, *, test: bool = False) -> str:
     """Identifier of a case: ``prostate_007`` or ``prostate_test_007``."""
     return f"prostate_test_{index:03d}" if test else f"prostate_{index:03d}"
-
-
-def _description(root: Path) -> Any:
-    try:
-        return json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("phantom")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _write_nifti(path: Path, data: NDArray[Any], affine: _Array) -> None:
-    """Write one volume; no time and no file name go into the gzip header."""
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
 def _check_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:

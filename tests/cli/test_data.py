@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from medrl.cli.data import kinds
+
 
 @pytest.fixture
 def dataset(medrl, toy):
@@ -94,6 +96,31 @@ def test_synth_gives_the_same_bytes_for_the_same_seed(medrl, dataset, toy):
 def test_an_unknown_kind_gives_the_nearest(medrl):
     answer = medrl("data", "synth", "prostrate", "d")
     assert (answer.code, "did you mean 'prostate'?" in answer.err) == (2, True)
+
+
+def test_set_reaches_the_writer_and_every_kind_is_a_dataset(medrl, toy):
+    arguments = ("--cases", 2, "--set", "shift=1", "--set", "shape=[32, 48]", "--set", "style=outside")
+    assert medrl("data", "synth", "echo", "echo", *arguments).code == 0
+    record = json.loads((toy / "echo" / "dataset.json").read_text())["phantom"]
+    assert (record["shift"], record["shape"], record["style"]) == (1.0, [32, 48], "outside")
+    assert medrl("data", "check", "echo").code == 0
+    assert set(kinds()) == {"echo", "prostate"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("shfit=0.5", "did you mean 'shift' or 'shape_shift'?"),
+        ("shift=strong", "expected a value like 0.0"),
+        ("shape=[64]", "expected a value like (64, 64)"),
+        ("seed=3", "it has an option of its own"),
+        ("shift", "expected KEY=VALUE"),
+    ],
+)
+def test_a_wrong_set_is_refused_by_name(medrl, toy, text, said):
+    answer = medrl("data", "synth", "echo", "echo", "--set", text)
+    assert (answer.code, said in answer.err, text in answer.err) == (2, True, True)
+    assert not (toy / "echo").exists()
 
 
 def test_preview_writes_a_picture(medrl, dataset, toy):
