@@ -46,14 +46,23 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`; a registered part with another name starts without the old one's parameters."""
+def _merge(
+    base: dict[str, Any], over: Mapping[str, Any], model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """Lay `over` on `base`; a registered part with another name starts without the old one's parameters.
+
+    Such a part is a block that takes any parameter. In a block with fields of its own, `name` is a value like
+    the others.
+    """
     merged = dict(base)
+    fields = model.model_fields if model is not None else {}
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            replaced = "name" in value and "name" in old and value["name"] != old["name"]
-            merged[key] = dict(value) if replaced else _merge(dict(old), value)
+            block = _block_of(fields[key].annotation) if key in fields else None
+            open_ended = block is None or block.model_config.get("extra") == "allow"
+            renamed = "name" in value and "name" in old and value["name"] != old["name"]
+            merged[key] = dict(value) if renamed and open_ended else _merge(dict(old), value, block)
         else:
             merged[key] = value
     return merged
@@ -137,7 +146,7 @@ def resolve(model: type[ConfigT], layers: Sequence[Layer]) -> Resolved[ConfigT]:
         values = _absolute_paths(model, layer.values, layer.base_dir)
         known, bad = _split_unknown(model, values)
         problems.extend(f"{key}: unknown key ({layer.origin}); {hint}" for key, hint in bad)
-        merged = _merge(merged, known)
+        merged = _merge(merged, known, model)
         for key in flatten(known):
             origins[key] = layer.origin
     try:

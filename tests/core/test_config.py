@@ -30,9 +30,15 @@ class Teachers(Block):
     weights: tuple[float, ...] = ()
 
 
+class Prize(Block):
+    name: str = "toy.prize"
+    size: int = 1
+
+
 class Toy(MethodConfig):
     method: str = "toy"
     model: ModelConfig = ModelConfig(name="toy.small")
+    prize: Prize = Prize()
     teachers: Teachers = Teachers()
 
 
@@ -132,6 +138,14 @@ def test_another_model_starts_without_the_parameters_of_the_old_one():
         ],
     )
     assert resolved.config.model.params == {"depth": 2}
+
+
+def test_a_block_with_fields_of_its_own_keeps_them_under_another_name():
+    layers = [
+        Layer("a", {"prize": {"name": "toy.prize", "size": 8}}),
+        Layer("b", {"prize": {"name": "toy.cup"}}),
+    ]
+    assert resolve(Toy, layers).config.prize == Prize(name="toy.cup", size=8)
 
 
 def test_relative_paths_are_taken_from_the_config_file(tmp_path):

@@ -160,6 +160,18 @@ def test_a_checkpoint_of_another_method_is_refused_before_any_case(make_job, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_method_may_say_itself_how_uncertain_its_labels_are(make_job, scans, tmp_path):
+    class Doubtful(Threshold):
+        def uncertainty(self, volume, labels):
+            return np.where(labels > 0, 0.25, 0.0).astype(np.float32)
+
+    make_job(save_uncertainty=True).run(lambda _: Doubtful())
+    labels = np.asarray(nib.load(tmp_path / "out" / "case2.nii.gz").dataobj)
+    found = np.asarray(nib.load(tmp_path / "out" / "uncertainty" / "case2.nii.gz").dataobj)
+    assert labels.any()
+    assert np.array_equal(found, np.where(labels > 0, 0.25, 0.0))
+
+
 def test_uncertainty_preview_and_statistics_are_written_where_they_are_asked_for(make_job, scans, tmp_path):
     out = tmp_path / "out"
     make_job(save_uncertainty=True, preview=True, statistics=True).run(lambda _: Threshold())
