@@ -99,7 +99,7 @@ def _frontier_ratio(labels: LabelMap, rule: Rule) -> float:
         return math.nan
     near = grown(labels.mask(rule.other)[part.box][part.inside])
     touching = int(np.count_nonzero(near & part.mask[part.inside]))
-    width = part.mask.shape[1 - labels.rules.row_axis] - 2
+    width = int(part.mask.shape[1 - labels.rules.row_axis]) - 2
     return (touching if touching > 1 else 0) / width
 
 

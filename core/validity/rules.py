@@ -286,13 +286,13 @@ def _wrong_names(file: _RuleFile) -> Iterator[str]:
                 yield f"regions.{region}: '{member}' is no label; {did_you_mean(member, file.labels)}"
     known = {**file.labels, **file.regions}
     for name, block in file.rules.items():
-        for key, region in (("region", block.region), ("other", block.other)):
-            if region is None:
+        for key, used in (("region", block.region), ("other", block.other)):
+            if used is None:
                 continue
-            if region not in known:
-                hint = did_you_mean(region, known)
-                yield f"rules.{name}.{key}: '{region}' is no label and no region; {hint}"
-            elif BACKGROUND in (region, *file.regions.get(region, ())) and (
+            if used not in known:
+                hint = did_you_mean(used, known)
+                yield f"rules.{name}.{key}: '{used}' is no label and no region; {hint}"
+            elif BACKGROUND in (used, *file.regions.get(used, ())) and (
                 key != "other" or block.measure != "frontier_ratio"
             ):
                 yield f"rules.{name}.{key}: the background can only be the 'other' of a frontier_ratio"

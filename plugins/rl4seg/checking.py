@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medrl.core.errors import DataError
-from medrl.core.predicting.record import json_bytes
 from medrl.core.types import Volume
 from medrl.core.validity import Report, Rules, check, worker_pool
 from medrl.core.volume import is_image_file, read_volume
@@ -107,7 +107,7 @@ class FolderResult:
 
     def to_json(self) -> bytes:
         """Return everything as JSON; NaN becomes null."""
-        return json_bytes(self.to_dict())
+        return (json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def to_csv(self) -> str:
         """Return one line a frame with every value; a file that could not be read has one line too."""
