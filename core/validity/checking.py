@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medrl.core.errors import DataError
+from medrl.core.errors import DataError, RuntimeFault
 
 from .label_map import LabelMap
 from .measures import measure, passes
@@ -115,7 +116,7 @@ def check_batch(
     Returns:
         One report for each map, in their order.
     """
-    return _spread(partial(_check_all, rules=rules, spacing=spacing), list(map(_array, masks)), workers)
+    return _spread(partial(_check_all, rules=rules, spacing=spacing), _arrays(masks), workers)
 
 
 def validity_rate(
@@ -125,18 +126,28 @@ def validity_rate(
     spacing: Sequence[float] | None = None,
 ) -> float:
     """Return the part of the label maps that is valid; NaN for none. Arguments as in `check_batch`."""
-    arrays = list(map(_array, masks))
-    verdicts = _spread(partial(_valid_all, rules=rules, spacing=spacing), arrays, workers)
+    verdicts = _spread(partial(_valid_all, rules=rules, spacing=spacing), _arrays(masks), workers)
     return sum(verdicts) / len(verdicts) if verdicts else math.nan
 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Executor]:
-    """Start processes that `check_batch` and `validity_rate` can use again and again."""
+    """Start processes that `check_batch` and `validity_rate` can use again and again.
+
+    Raises:
+        RuntimeFault: One of them died.
+    """
     # spawn: a forked copy of a process with torch's threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        yield pool
+    try:
+        with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeFault(
+            "a process that checks label maps died",
+            why="the system ended it, or it could not start",
+            do='use fewer workers, or 0; a script that uses workers needs `if __name__ == "__main__":`',
+        ) from error
 
 
 def _spread(
@@ -169,6 +180,13 @@ def _array(mask: Mask) -> NDArray[Any]:
     if hasattr(mask, "detach"):
         mask = mask.detach().cpu().numpy()
     return np.asarray(mask)
+
+
+def _arrays(masks: Masks) -> list[NDArray[Any]]:
+    """Return one array a mask; a tensor of many leaves its device at once."""
+    if isinstance(masks, Sequence):
+        return [_array(mask) for mask in masks]
+    return list(_array(masks))
 
 
 def _label_map(mask: Mask, rules: Rules, spacing: Sequence[float] | None) -> LabelMap:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
 ANY_PATH = click.Path(path_type=Path, resolve_path=True)
 UNLISTED_SHOWN = 5
+LIKE_AN_IMAGE = 32
+"""A label map with more unnamed values than this is probably none."""
 
 
 @click.command("check-masks")
@@ -113,6 +115,9 @@ def _lines(found: FolderResult) -> Iterator[str]:
     if others:
         shown = ", ".join(map(str, others[:UNLISTED_SHOWN])) + (" …" if len(others) > UNLISTED_SHOWN else "")
         yield f"note: values that the rules do not name were taken for background: {shown}"
+    images = sum(len(result.unlisted) > LIKE_AN_IMAGE for result in found.files)
+    if images:
+        yield f"note: {images} of the files hold so many values that they look like images, not label maps"
     files = f"{counts['files']} file" + ("s" if counts["files"] != 1 else "")
     valid = f"{counts['valid']} valid, {counts['invalid']} not valid, {counts['unreadable']} unreadable"
     frames = counts["frames"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from medrl.core.errors import ConfigError, DataError
+from medrl.core.errors import ConfigError, DataError, RuntimeFault
 from medrl.core.validity import (
     builtin_rules,
     check,
@@ -359,6 +360,11 @@ def test_worker_processes_give_the_same_reports_in_the_same_order():
         assert check_batch(masks, ECHO, workers=pool) == check_batch(masks, ECHO)
         assert validity_rate(np.stack(masks), ECHO, workers=pool) == validity_rate(masks, ECHO)
     assert check_batch(masks, ECHO, workers=1) == check_batch(masks, ECHO)
+
+
+def test_a_worker_that_dies_is_an_error_that_says_so():
+    with pytest.raises(RuntimeFault, match="died"), worker_pool(1) as pool:
+        list(pool.map(os._exit, [1]))
 
 
 # Rules

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from medrl.plugins.rl4seg.checking import check_folder
 from medrl.plugins.rl4seg.commands_checks import check_masks
 
 ECHO = load_rules("echo")
+CAMUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "camus_4ch" / "labels"
 
 
 def mask() -> np.ndarray:
@@ -209,3 +211,18 @@ def test_every_option_explains_itself():
     assert check_masks.help
     for item in check_masks.params:
         assert item.param_type_name == "argument" or item.help
+
+
+def test_a_folder_of_images_is_told_from_one_of_label_maps(tmp_path):
+    write(tmp_path / "image.nii.gz", np.arange(64 * 64, dtype=np.int16).reshape(64, 64, 1) % 99)
+    assert "note: 1 of the files hold so many values that they look like images" in run(tmp_path).stderr
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not CAMUS.is_dir(), reason="the real images are not here")
+def test_masks_drawn_by_experts_are_valid_in_the_orientation_of_their_files():
+    assert check_folder(CAMUS, ECHO).counts["valid"] == 64
+    assert check_folder(CAMUS, load_rules("echo", rows="x")).counts["valid"] == 5
+    with_atrium = check_folder(CAMUS, load_rules("echo_atrium"))
+    wrong = {result.file: result.failed for result in with_atrium.files if not result.valid}
+    assert wrong == {"patient0026_4CH_ES_gt.nii.gz": {"frontier_ratio_between_myo_and_atrium": 1}}
