@@ -56,6 +56,7 @@ class _Counter:
         self._bar: Any = None
         self._task: Any = None
         self._first: tuple[float, int] | None = None
+        self._done = 0
         self._last_line = float("-inf")
         self._note = ""
 
@@ -64,8 +65,9 @@ class _Counter:
         if self._screen.verbosity < 0 or rank():
             return
         self._note = note or self._note
-        if self._first is None:
+        if self._first is None or done < self._done:  # the first, or another stage begins to count
             self._first = (self._clock(), done)
+        self._done = done
         if self._screen.fancy:
             self._draw(done, total)
         else:

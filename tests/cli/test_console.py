@@ -116,6 +116,18 @@ def test_lines_of_progress_come_at_intervals_with_rate_and_remaining_time(capsys
     assert len(lines) == 11
 
 
+def test_another_stage_begins_to_count_anew(capsys):
+    now = [0.0]
+    counter = _Counter(console(), "step", clock=lambda: now[0])
+    for _ in range(2):
+        for step in range(1, 21):
+            counter.update(step, 20)
+            now[0] += 1.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == lines[-3] == "step 20/20  1 steps/s"
+    assert lines[-2] == "step 10/20  1 steps/s  10 s left"
+
+
 def test_a_bar_on_a_narrow_terminal_keeps_count_and_rate(monkeypatch):
     import sys
 
