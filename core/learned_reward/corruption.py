@@ -36,7 +36,6 @@ from .fields import (
 _BLOBS = 2
 _BANDS = 2
 _KNOTS = 5
-_TIMES = 3
 
 FAMILIES = ("warp", "blob", "grow", "band", "salt")
 
@@ -128,7 +127,8 @@ class CorruptionRanges:
         unknown = set(families) - set(FAMILIES)
         if unknown or not families:
             raise ConfigError("corruption", why=f"unknown families: {', '.join(sorted(unknown)) or 'none'}")
-        return replace(self, **{name: float(name in families) for name in FAMILIES})
+        chances: dict[str, Any] = {name: float(name in families) for name in FAMILIES}
+        return replace(self, **chances)
 
 
 AFFINE = AffineRanges()
@@ -241,8 +241,11 @@ def _warp(
     """Deform smoothly."""
     del classes
     shape = masks.shape[1:]
-    knots = (2, _KNOTS, _KNOTS) if len(shape) == 2 else (2, _KNOTS, _KNOTS, _TIMES)
-    field = smooth_field(normals(streams, knots).to(masks.device), shape)
+    knots = normals(streams, (2, _KNOTS, _KNOTS))
+    if len(shape) == 3:  # most of the deformation stays, a part of it goes from one end to the other
+        ends = normals(streams, (2, _KNOTS, _KNOTS, 2))
+        knots = 0.9 * knots.unsqueeze(-1) + math.sqrt(1.0 - 0.9**2) * ends
+    field = smooth_field(knots.to(masks.device), shape)
     size = column(uniform(unit[:, 0], ranges.warp_size), masks.dim(), masks.device)
     x, y = _plane(masks)
     side = min(shape[:2])

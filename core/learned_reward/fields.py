@@ -37,7 +37,7 @@ def uniform(unit: NDArray[Any], limits: Range) -> NDArray[np.float32]:
 def log_uniform(unit: NDArray[Any], limits: Range) -> NDArray[np.float32]:
     """Map numbers of [0, 1) to a range of positive numbers, evenly in their logarithm."""
     low, high = np.log(limits[0]), np.log(limits[1])
-    return np.exp(low + (high - low) * unit).astype(np.float32)
+    return np.asarray(np.exp(low + (high - low) * unit), dtype=np.float32)
 
 
 def column(values: NDArray[Any], dims: int, device: torch.device) -> Tensor:

@@ -68,10 +68,8 @@ class RewardNet(nn.Module):
         if reduce not in REDUCTIONS:
             raise ConfigError(f"reduction '{reduce}'", why=did_you_mean(reduce, REDUCTIONS))
         if criterion not in ("nll", "mse") or (criterion == "mse" and head == "class"):
-            why = (
-                "the class head is trained by cross-entropy" if criterion == "mse" else "expected nll or mse"
-            )
-            raise ConfigError(f"reward criterion '{criterion}'", why=why)
+            known = "nll" if head == "class" else "nll or mse"
+            raise ConfigError(f"reward criterion '{criterion}'", why=f"the {head} head has {known}")
         self.networks = nn.ModuleList(networks)
         self.classes = classes
         self.head: Head = head

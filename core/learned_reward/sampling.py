@@ -50,4 +50,5 @@ def sample_actions(
     heat = torch.from_numpy(np.broadcast_to(np.float32(temperature), (count,)).copy()).to(logits.device)
     scaled = logits.float() / heat.view(-1, *[1] * (logits.dim() - 1))
     cumulative = torch.softmax(scaled, dim=1).cumsum(dim=1)[:, :-1]
-    return (chance.unsqueeze(1) >= cumulative).sum(dim=1)
+    drawn_labels: Tensor = (chance.unsqueeze(1) >= cumulative).sum(dim=1)
+    return drawn_labels

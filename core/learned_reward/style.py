@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,8 @@ class StyleRanges:
         unknown = set(families) - {*optional, "borrow"}
         if unknown:
             raise ConfigError("style", why=f"unknown families: {', '.join(sorted(unknown))}")
-        changed = replace(self, **{name: None for name in optional if name not in kept})
+        none: dict[str, Any] = {name: None for name in optional if name not in kept}
+        changed = replace(self, **none)
         return changed if "borrow" in kept else replace(changed, borrow=0.0)
 
 
@@ -340,7 +342,8 @@ def swap_amplitude(images: Tensor, references: Tensor, limit: Tensor | float) ->
     ratio = torch.where(low[:, None], want / have.clamp_min(1e-6), torch.ones_like(have))
     if images.dim() == 5:
         ratio = ratio.unsqueeze(-1)
-    return torch.fft.irfft2(spectrum * ratio, s=(width, height), dim=(2, 3))
+    swapped: Tensor = torch.fft.irfft2(spectrum * ratio, s=(width, height), dim=(2, 3))
+    return swapped
 
 
 def _shadows(bands: NDArray[np.float32], shape: Sequence[int], device: torch.device) -> Tensor:

@@ -108,7 +108,8 @@ class MaskVAE(CorrectorModule):
             before = width
         layers.append(_up(before, before, strides[0]))
         self.decoder = nn.Sequential(*layers)
-        self.classifier = _convolution(len(self.size))(before, classes, 3, padding=1)
+        last: type[nn.Module] = nn.Conv2d if len(self.size) == 2 else nn.Conv3d
+        self.classifier = last(before, classes, 3, padding=1)
 
     def encode(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance ``(N, latent)`` of label maps ``(N, *size)``."""
@@ -251,23 +252,16 @@ def _strides(size: Sequence[int], count: int) -> list[tuple[int, ...]]:
 
 
 def _conv(before: int, width: int, stride: Sequence[int]) -> nn.Sequential:
-    dims = len(stride)
-    kind = _convolution(dims)
-    return nn.Sequential(
-        kind(before, width, 3, stride=tuple(stride), padding=1), nn.ELU(), _norm(dims)(width)
-    )
+    kind: type[nn.Module] = nn.Conv2d if len(stride) == 2 else nn.Conv3d
+    convolution = kind(before, width, 3, stride=tuple(stride), padding=1)
+    return nn.Sequential(convolution, nn.ELU(), _norm(len(stride), width))
 
 
 def _up(before: int, width: int, stride: Sequence[int]) -> nn.Sequential:
-    dims = len(stride)
-    kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-    step = tuple(stride)
-    return nn.Sequential(kind(before, width, step, stride=step), nn.ELU(), _norm(dims)(width))  # type: ignore[arg-type]
+    kind: type[nn.Module] = nn.ConvTranspose2d if len(stride) == 2 else nn.ConvTranspose3d
+    convolution = kind(before, width, tuple(stride), stride=tuple(stride))
+    return nn.Sequential(convolution, nn.ELU(), _norm(len(stride), width))
 
 
-def _convolution(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
-    return nn.Conv2d if dims == 2 else nn.Conv3d
-
-
-def _norm(dims: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
-    return nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
+def _norm(dims: int, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if dims == 2 else nn.BatchNorm3d(width)

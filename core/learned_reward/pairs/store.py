@@ -300,7 +300,8 @@ class PairSet:
     def __init__(self, folders: Path | Sequence[Path]) -> None:
         self.folders = [Path(item) for item in ([folders] if isinstance(folders, str | Path) else folders)]
         self.rows: list[PairRow] = []
-        self.classes, self.shape = 0, ()
+        self.classes = 0
+        self.shape: tuple[int, ...] = ()
         self.provenance: list[Mapping[str, Any]] = []
         self._files: list[Path] = []
         self._open: dict[int, CachedArrays] = {}

@@ -192,8 +192,8 @@ class _Maker:
             keys = [numbers[k] for k in chosen]
             drawn = self._draw(kind, styled[here], labels[here], rows[chosen], keys)
             actions[here] = drawn.actions.to(actions)
-            for k, *found in zip(chosen, drawn.strength, drawn.maker, drawn.partner, strict=True):
-                strength[k], maker[k], partner[k] = found
+            for i, k in enumerate(chosen):
+                strength[k], maker[k], partner[k] = drawn.strength[i], drawn.maker[i], drawn.partner[i]
         styled, actions, labels = styled.cpu(), actions.cpu(), labels.cpu()
         for k, number in enumerate(numbers):
             origin = PairOrigin(
@@ -247,7 +247,7 @@ class _Maker:
             drawn = sample_actions(
                 logits,
                 seed=self.own_seed,
-                keys=[keys[k] for k in own],
+                keys=[keys[int(k)] for k in own],
                 temperature=heat[own],
                 sigma_px=wide[own],
             )
