@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,27 +19,31 @@ from medrl.plugins.rl4seg.baselines.adaptation import entropy
 from medrl.plugins.rl4seg.baselines.budget import indices
 from medrl.plugins.rl4seg.baselines.self_training import IGNORED
 from medrl.plugins.rl4seg.controls import RandomReward
+from medrl.plugins.rl4seg.data import ImageSet
 
 
-@dataclass(frozen=True)
-class Images:
-    """What the baselines read of an `ImageSet`."""
+def image_set(images: Tensor, labels: Tensor | None) -> ImageSet:
+    names = tuple(map(str, range(len(images))))
+    return ImageSet(
+        ids=names,
+        subjects=names,
+        images=images,
+        labels=labels,
+        spacing_mm=torch.ones(len(images), 2, dtype=torch.float64),
+        label_names={"background": 0, "LV": 1, "MYO": 2},
+    )
 
-    ids: tuple[str, ...]
-    images: Tensor
-    labels: Any
 
-
-def bands(count: int, *, shift: float = 0.0, seed: int = 0) -> Images:
+def bands(count: int, *, shift: float = 0.0, seed: int = 0) -> ImageSet:
     """Images of three grey levels; the level is the class."""
     labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (count, 4, 4)))
     labels = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
     images = (0.15 + 0.35 * labels.float() + shift)[:, None]
-    return Images(tuple(map(str, range(count))), images, labels.to(torch.uint8))
+    return image_set(images, labels.to(torch.uint8))
 
 
-def unlabelled(images: Images) -> Images:
-    return Images(images.ids, images.images, None)
+def unlabelled(images: ImageSet) -> ImageSet:
+    return images.without_labels()
 
 
 class Net(nn.Module):
@@ -66,7 +68,7 @@ def trained() -> nn.Module:
     return baselines.supervise(Net(), bands(16), Budget(steps=150, batch=8, lr=3e-2, clip=0))
 
 
-def accuracy(network: nn.Module, images: Images) -> float:
+def accuracy(network: nn.Module, images: ImageSet) -> float:
     return float((network(images.images).argmax(1) == images.labels).float().mean())
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,30 +11,19 @@ from torch import Tensor, nn
 
 from medrl.core.errors import DataError
 from medrl.plugins.rl4seg import scoring
+from medrl.plugins.rl4seg.data import ImageSet
 
 LABELS = {"background": 0, "LV": 1, "MYO": 2}
 
 
-@dataclass(frozen=True)
-class Images:
-    """What scoring reads of an `ImageSet`."""
-
-    ids: tuple[str, ...]
-    subjects: tuple[str, ...]
-    images: Tensor
-    labels: Tensor | None
-    spacing_mm: Any
-    label_names: dict[str, int]
-
-
-def images_with(labels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> Images:
+def images_with(labels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> ImageSet:
     count = len(labels)
-    return Images(
+    return ImageSet(
         ids=tuple(f"case_{k}" for k in range(count)),
         subjects=tuple(f"patient_{k // 2}" for k in range(count)),
         images=torch.zeros(count, 1, *labels.shape[1:]),
         labels=torch.from_numpy(labels.astype(np.uint8)),
-        spacing_mm=np.tile(spacing, (count, 1)),
+        spacing_mm=torch.tensor(spacing, dtype=torch.float64).repeat(count, 1),
         label_names=LABELS,
     )
 
@@ -125,8 +112,7 @@ def test_scores_survive_their_json_form_with_infinity_and_nan():
 
 def test_images_without_references_and_wrong_shapes_are_refused():
     truth = phantom()[None]
-    nothing = images_with(truth)
-    object.__setattr__(nothing, "labels", None)
+    nothing = images_with(truth).without_labels()
     with pytest.raises(DataError, match="no references"):
         scoring.score_masks(truth, nothing)
     with pytest.raises(DataError, match="do not fit"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,25 +10,29 @@ from torch import Tensor, nn
 from medrl.core.errors import DataError
 from medrl.plugins.rl4seg import tsit
 from medrl.plugins.rl4seg.baselines import Budget
+from medrl.plugins.rl4seg.data import ImageSet
 
 
-@dataclass(frozen=True)
-class Images:
-    """What the baselines read of an `ImageSet`."""
+def image_set(images: Tensor, labels: Tensor | None) -> ImageSet:
+    names = tuple(map(str, range(len(images))))
+    return ImageSet(
+        ids=names,
+        subjects=names,
+        images=images,
+        labels=labels,
+        spacing_mm=torch.ones(len(images), 2, dtype=torch.float64),
+        label_names={"background": 0, "LV": 1, "MYO": 2},
+    )
 
-    ids: tuple[str, ...]
-    images: Tensor
-    labels: Any
 
-
-def bands(count: int, *, labelled: bool, seed: int = 0) -> Images:
+def bands(count: int, *, labelled: bool, seed: int = 0) -> ImageSet:
     """Images of three grey levels; the level is the class."""
     labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (count, 4, 4))).repeat_interleave(
         4, 1
     )
     labels = labels.repeat_interleave(4, 2)
     images = (0.15 + 0.35 * labels.float())[:, None]
-    return Images(tuple(map(str, range(count))), images, labels.to(torch.uint8) if labelled else None)
+    return image_set(images, labels.to(torch.uint8) if labelled else None)
 
 
 def one_logit() -> nn.Module:

@@ -53,8 +53,11 @@ class Method:
 _ORIGINAL = {
     "pairs": {"kind": "prediction", "keep": True},
     "reward": {"name": "rl4seg.reward_unet", "head": "binary", "init": "random"},
+    "loop": {"iterations": 2},
 }
-"""The reward of the original: a binary head, from scratch, on pairs of predictions."""
+"""The reward of the original: a binary head, from scratch, on pairs of predictions, renewed once."""
+_TWICE = {"loop": {"iterations": 2}}
+"""The reward net is trained anew for the adapted actor, and PPO goes on."""
 _ORACLE = {"reward": {"name": "rl4seg.pixelwise_accuracy"}, "target": {"allow_labels": True}}
 _RANDOM = {"reward": {"name": "rl4seg.random"}}
 
@@ -71,6 +74,7 @@ def _from(start: Start, prefix: str) -> list[Method]:
             f"{prefix}posthoc-both", "post-hoc reward net + corrector", "baseline", start, "post_hoc", "both"
         ),
         Method(f"{prefix}ppo", "rl4seg", "method", start, "loop"),
+        Method(f"{prefix}ppo-twice", "rl4seg, two iterations", "method", start, "loop", values=_TWICE),
         Method(f"{prefix}ppo-random", "PPO, reward of noise", "control", start, "loop", values=_RANDOM),
         Method(f"{prefix}ppo-oracle", "PPO, oracle reward", "bound", start, "loop", values=_ORACLE),
     ]

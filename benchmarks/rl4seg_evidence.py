@@ -1,0 +1,467 @@
+"""Does PPO against a learned reward help on images of another scanner, and is it PPO that helps?
+
+Compares rl4seg with everything that uses the same knowledge without reinforcement learning, at the same
+number of optimiser steps, over several seeds: on synthetic echocardiograms under three strengths of a shift,
+under a shift that the style changes do not contain, under a shift of shape; and on real ones, half of the
+patients as source, the other half under a simulated device. One seed of one setting is one process of
+minutes; what is finished is kept, so that the script goes on where it stopped and two can share the work::
+
+    python benchmarks/rl4seg_evidence.py prepare --work WORK --data ../shared/data/camus_4ch
+    python benchmarks/rl4seg_evidence.py run     --work WORK --part 1/2 &
+    python benchmarks/rl4seg_evidence.py run     --work WORK --part 2/2
+    python benchmarks/rl4seg_evidence.py page    --work WORK --page docs/results/rl4seg.md
+
+Rates and steps were chosen on the group `tune`; the results are the group `report`, with other seeds, other
+cases and, on real images, other splits. `tune` runs over rates: ``run --group tune --rates refined=2e-3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from medrl.core.config import Layer, resolve_method
+from medrl.core.manager import PluginManager
+from medrl.core.phantoms.echo import write_echo
+from medrl.core.volume import read_volume
+from medrl.plugins.rl4seg.compare import catalogue, report, running
+from medrl.plugins.rl4seg.compare.outcome import Outcome
+from medrl.plugins.rl4seg.compare.work import merged
+from medrl.plugins.rl4seg.scoring import VALID
+from medrl.plugins.rl4seg.uncertainty import averages
+
+CASES = {"source": 160, "target": 320, "test": 128}
+"""Synthetic images of a seed; those of the target have no labels in training."""
+SEEDS = {"tune": (101, 102), "report": (1, 2, 3, 4, 5)}
+OUTER_SEEDS = 3
+"""The outer settings take the first seeds only."""
+PATIENTS = {"source": 16, "target": 8, "test": 8}
+"""Real patients of a seed, two images each."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One pair of domains.
+
+    Attributes:
+        name: Folder.
+        title: Heading on the page.
+        phantom: Arguments of the target phantoms; None for real images.
+        methods: Rows.
+        whole: Whether all seeds run, and rewards and confidences are judged.
+    """
+
+    name: str
+    title: str
+    phantom: dict[str, Any] | None
+    methods: tuple[str, ...]
+    whole: bool = False
+
+
+ALL = tuple(method.key for method in catalogue.METHODS if method.key != "ppo-twice")
+SETTINGS = (
+    Setting("middle", "Synthetic, middle shift (0.85)", {"shift": 0.85}, ALL, whole=True),
+    Setting(
+        "camus",
+        "Real echocardiograms under a simulated device",
+        None,
+        (*catalogue.OUTER, "style-posthoc-reward", "target"),
+        whole=True,
+    ),
+    Setting("mild", "Synthetic, mild shift (0.5)", {"shift": 0.5}, catalogue.OUTER),
+    Setting("strong", "Synthetic, strong shift (1.0)", {"shift": 1.0}, catalogue.OUTER),
+    Setting(
+        "outside",
+        "Synthetic, a shift that the style changes do not contain",
+        {"shift": 0.85, "style": "outside"},
+        catalogue.OUTER,
+    ),
+    Setting(
+        "shape",
+        "Synthetic, middle shift and other shapes",
+        {"shift": 0.85, "shape_shift": 1.0},
+        catalogue.OUTER,
+    ),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+# --- datasets ----------------------------------------------------------------------------------------------
+
+
+def seeds_of(setting: Setting, group: str) -> tuple[int, ...]:
+    """Seeds of a setting; the outer ones take fewer."""
+    return SEEDS[group] if setting.whole else SEEDS[group][:OUTER_SEEDS]
+
+
+def data_folder(work: Path, setting: Setting, seed: int, domain: str) -> Path:
+    """Folder of a dataset; the synthetic source is that of all settings."""
+    if setting.phantom is not None and domain == "source":
+        return work / "data" / "source" / f"seed_{seed}"
+    return work / "data" / setting.name / f"seed_{seed}_{domain}"
+
+
+def prepare(work: Path, camus: Path | None) -> None:
+    """Write the datasets of all settings and seeds."""
+    for group in SEEDS:
+        for setting in SETTINGS:
+            for seed in seeds_of(setting, group):
+                if setting.phantom is None:
+                    if camus is None:
+                        print("real images are left out: no --data")
+                    else:
+                        split_patients(work, setting, seed, camus)
+                    continue
+                write_echo(
+                    data_folder(work, setting, seed, "source"),
+                    cases=CASES["source"],
+                    test_cases=0,
+                    seed=10 * seed + 1,
+                )
+                write_echo(
+                    data_folder(work, setting, seed, "target"),
+                    cases=CASES["target"],
+                    test_cases=CASES["test"],
+                    seed=10 * seed + 2,
+                    **setting.phantom,
+                )
+
+
+def split_patients(work: Path, setting: Setting, seed: int, camus: Path) -> None:
+    """Part the patients of a seed; give those of the target another device."""
+    from medrl.plugins.rl4seg.device_shift import shift_device
+
+    names = sorted({path.name.partition("_")[0] for path in (camus / "images").iterdir()})
+    random.Random(seed).shuffle(names)
+    at = 0
+    for part, folder, suffix in (
+        ("source", "source", "Tr"),
+        ("target", "target", "Tr"),
+        ("test", "target", "Ts"),
+    ):
+        chosen = names[at : at + PATIENTS[part]]
+        at += PATIENTS[part]
+        root = data_folder(work, setting, seed, folder)
+        if (root / f"images{suffix}").exists() and (root / "dataset.json").exists():
+            continue
+        for kind in ("images", "labels"):
+            shutil.rmtree(root / f"{kind}{suffix}", ignore_errors=True)
+            (root / f"{kind}{suffix}").mkdir(parents=True)
+        for name in chosen:
+            for path in sorted((camus / "images").glob(f"{name}_*.nii.gz")):
+                case = path.name.removesuffix(".nii.gz")
+                image = read_volume(path)
+                data = np.squeeze(image.data).astype(np.float32)
+                if folder == "target":
+                    data = shift_device(data, seed=seed, key=case)
+                label = np.squeeze(read_volume(label_of(camus, case), kind="label").data)
+                save(root / f"images{suffix}" / f"{case}_0000.nii.gz", data.astype(np.float32), image.affine)
+                save(root / f"labels{suffix}" / f"{case}.nii.gz", label.astype(np.uint8), image.affine)
+        description = {
+            "channel_names": {"0": "echo"},
+            "labels": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
+            "numTraining": len(list((root / "imagesTr").iterdir())) if (root / "imagesTr").exists() else 0,
+            "file_ending": ".nii.gz",
+        }
+        (root / "dataset.json").write_text(json.dumps(description, indent=2))
+
+
+def label_of(camus: Path, case: str) -> Path:
+    """The label file of a case."""
+    found = sorted((camus / "labels").glob(f"{case}*.nii.gz"))
+    if len(found) != 1:
+        raise SystemExit(f"{camus / 'labels'} holds {len(found)} labels of {case}")
+    return found[0]
+
+
+def save(path: Path, array: np.ndarray, affine: Any) -> None:
+    """Write one NIfTI file."""
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+# --- runs --------------------------------------------------------------------------------------------------
+
+
+def study(
+    work: Path,
+    setting: Setting,
+    group: str,
+    seed: int,
+    manager: PluginManager,
+    *,
+    rates: dict[str, float],
+    methods: Sequence[str] = (),
+    values: dict[str, Any] | None = None,
+    name: str = "",
+) -> running.Study:
+    """The comparison of one seed of one setting."""
+    base = merged(
+        {
+            "data": {"root": str(data_folder(work, setting, seed, "source"))},
+            "target": {"root": str(data_folder(work, setting, seed, "target"))},
+            "train": {"seed": seed, "threads": 1, "device": "cpu"},
+        },
+        values or {},
+    )
+
+    def resolve(more: Sequence[Layer]) -> Any:
+        return resolve_method(manager, "rl4seg", preset="small", layers=[Layer("evidence", base), *more])
+
+    return running.Study(
+        manager,
+        resolve,
+        work / group / (name or setting.name),
+        catalogue.chosen(methods or setting.methods),
+        seeds=[seed],
+        say=lambda line: print(line, flush=True),
+        command=sys.argv,
+        rates=rates,
+        judge=setting.whole,
+    )
+
+
+def jobs(group: str, only: Sequence[str]) -> list[tuple[Setting, int]]:
+    """Every seed of every setting, the most telling first: one seed of each, then the next."""
+    found = [
+        (place, setting, seed)
+        for setting in SETTINGS
+        for place, seed in enumerate(seeds_of(setting, group))
+        if not only or setting.name in only
+    ]
+    return [
+        (setting, seed)
+        for _, setting, seed in sorted(found, key=lambda job: (job[0], SETTINGS.index(job[1])))
+    ]
+
+
+def run(work: Path, group: str, part: str, options: argparse.Namespace) -> None:
+    """Do this process's share of the runs."""
+    manager = PluginManager.create()
+    index, count = (int(word) for word in part.split("/"))
+    rates = dict(_pair(word) for word in options.rates.split(",") if word)
+    methods = [word for word in options.methods.split(",") if word]
+    chosen = jobs(group, [word for word in options.only.split(",") if word])[index - 1 :: count]
+    if options.seeds:
+        chosen = [job for job in chosen if str(job[1]) in options.seeds.split(",")]
+    for position, (setting, seed) in enumerate(chosen, start=1):
+        if not data_folder(work, setting, seed, "source").exists():
+            print(f"{setting.name}: no data, left out")
+            continue
+        started = os.times().user
+        one = study(work, setting, group, seed, manager, rates=rates, methods=methods, name=options.name)
+        for each in one.seeds.values():
+            one.work(each)
+        spent = os.times().user - started
+        log = work / group / "seconds.jsonl"
+        with log.open("a") as file:
+            file.write(
+                json.dumps({"setting": setting.name, "seed": seed, "cpu_seconds": round(spent)}) + "\n"
+            )
+        print(f"{position}/{len(chosen)} {setting.name} seed {seed}: {spent:.0f} CPU s", flush=True)
+
+
+def _pair(word: str) -> tuple[str, float]:
+    key, _, value = word.partition("=")
+    return key, float(value)
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Something the method was meant to reach, and what was found."""
+
+    what: str
+    found: str
+    met: bool | None
+
+
+def aims(outcomes: dict[str, Outcome]) -> list[Aim]:
+    """Check every aim against the numbers; an aim without numbers is open."""
+    found: list[Aim] = []
+    middle = outcomes.get("middle")
+    if middle is None:
+        return found
+    rows = {row.key: row for row in middle.rows()}
+
+    def clear(key: str, rival: str, name: str, what: str) -> None:
+        if key in rows and rival in rows[key].gains and name in rows[key].gains[rival]:
+            gain = rows[key].gains[rival][name]
+            found.append(Aim(what, gain.text(), gain.clear))
+        else:
+            found.append(Aim(what, "not run", None))
+
+    clear("ppo", "source", "dice", "rl4seg from the source actor has more Dice than source-only")
+    clear("ppo", "source", VALID, "rl4seg from the source actor has more valid masks than source-only")
+    for rival in catalogue.RIVALS[1:]:
+        title = catalogue.BY_KEY[rival].title
+        clear("style-ppo", rival, "dice", f"rl4seg from the style actor has more Dice than {title}")
+    clear(
+        "style-ppo", "style-steps", VALID, "rl4seg from the style actor has more valid masks than more steps"
+    )
+    for key in ("style-ppo", "ppo"):
+        if key in rows:
+            share = rows[key].numbers[VALID]
+            found.append(
+                Aim(
+                    f"99 % of the masks of rl4seg from the {rows[key].start} actor are valid",
+                    f"{share.mean:.3f} [{share.low:.3f}, {share.high:.3f}]",
+                    share.mean >= 0.99,
+                )
+            )
+    if "ppo-original" in rows and "ppo" in rows:
+        from medrl.plugins.rl4seg.compare.statistics import gain as compared
+
+        gap = compared(middle.scores["ppo"], middle.scores["ppo-original"])
+        found.append(Aim("the class reward beats the binary reward of the original", gap.text(), gap.clear))
+    finding = {name: averages(list(by.values())) for name, by in middle.finding.items()}
+    for name, words in (("reward net, class head", "the class reward net"),):
+        if name in finding:
+            value = finding[name]["near_auroc"]
+            found.append(
+                Aim(f"{words} finds errors with an AUROC of at least 0.65", f"{value:.3f}", value >= 0.65)
+            )
+    trust = {name: averages(list(by.values())) for name, by in middle.trust.items()}
+    own = trust.get("rl4seg, reward net")
+    if own is not None:
+        for name, values in trust.items():
+            if name.startswith("source-only, ") and "probability" not in name:
+                words = f"the reward's ECE is at most that of {name}"
+                text = f"{own['ece']:.3f} against {values['ece']:.3f}"
+                found.append(Aim(words, text, own["ece"] <= values["ece"]))
+    return found
+
+
+def page(work: Path, group: str) -> str:
+    """The page of the results: aims, then the tables of every setting."""
+    outcomes: dict[str, Outcome] = {}
+    for setting in SETTINGS:
+        folder = work / group / setting.name
+        outcome = running.collect(folder) if folder.exists() else Outcome()
+        if outcome.scores:
+            outcomes[setting.name] = outcome
+    lines = ["# rl4seg: does reinforcement learning on a learned reward help?", "", _INTRO, "", "## Aims", ""]
+    checked = aims(outcomes)
+    if checked:
+        words = {True: "met", False: "missed", None: "open"}
+        lines += table(
+            ["aim, at the middle shift", "found", ""], [[a.what, a.found, words[a.met]] for a in checked]
+        )
+    for setting in SETTINGS:
+        if setting.name not in outcomes:
+            continue
+        outcome = outcomes[setting.name]
+        seeds = sorted({seed for by in outcome.scores.values() for seed in by})
+        lines += ["", f"## {setting.title}", "", f"Seeds {', '.join(map(str, seeds))}.", ""]
+        heads, cells, _ = report.table(outcome)
+        lines += table(heads, cells)
+        heads, cells = report.gains_table(outcome)
+        if cells:
+            lines += ["", "Gains of the method over its rivals:", "", *table(heads, cells), ""]
+            lines += [f"- {claim}" for claim in outcome.claims() if claim.endswith("met.")]
+        if outcome.finding:
+            heads, cells = report.quality_table(outcome.finding, report.FINDING)
+            lines += ["", "Who finds the errors of the source-only predictions:", "", *table(heads, cells)]
+        if outcome.trust:
+            heads, cells = report.quality_table(outcome.trust, report.TRUST)
+            lines += [
+                "",
+                "How far each confidence in its own predictions can be trusted:",
+                "",
+                *table(heads, cells),
+            ]
+        lines += [f"- {note}" for note in outcome.notes]
+    lines += ["", "## Time", "", *times(work, group), ""]
+    return "\n".join(lines)
+
+
+def times(work: Path, group: str) -> list[str]:
+    """CPU minutes of each setting, from the log of the runs."""
+    log = work / group / "seconds.jsonl"
+    if not log.exists():
+        return ["No times were logged."]
+    total: dict[str, float] = {}
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        total[entry["setting"]] = total.get(entry["setting"], 0.0) + entry["cpu_seconds"]
+    parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in total.items())
+    return [f"CPU minutes on one thread: {parts}; together {sum(total.values()) / 60:.0f}."]
+
+
+def table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *("| " + " | ".join(line) + " |" for line in cells),
+    ]
+
+
+_INTRO = f"""\
+Made by `python benchmarks/rl4seg_evidence.py prepare|run|page`; every number and verdict on this page is
+computed from the runs. Real images are no part of this repository.
+
+Each seed has its own images: {CASES["source"]} labelled source, {CASES["target"]} unlabelled target and
+{CASES["test"]} target test images of 64² pixels, or, of the real ones, {PATIENTS["source"]} source,
+{PATIENTS["target"]} target and {PATIENTS["test"]} test patients with two images each. Networks and steps are
+those of preset `small`. All adapted rows take the same number of optimiser steps beyond their start, with
+the same warm-up and decay. Greedy prediction, largest piece kept, Dice image by image.
+
+Numbers are means over seeds and patients with 95 % intervals of a bootstrap over both; a gain pairs the same
+images and seeds, and `k/n` counts the seeds on which it is positive. Rows of role bound look at target labels
+in training; no other row does. Rates were chosen on other seeds (group `tune`).
+
+Cautions: the synthetic shift (haze, shadows, attenuation, coarser speckle) resembles the style changes, and
+source and target hearts come from one distribution except where the heading says otherwise; both favour style
+tuning and the corrector. The real shift is simulated. One small network; no claim about patients."""
+
+
+def main() -> None:
+    """Prepare, run, or write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=["prepare", "run", "page"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="the CAMUS images: images/ and labels/")
+    parser.add_argument("--group", choices=["tune", "report"], default="report")
+    parser.add_argument("--only", default="", help="names of settings, with commas between")
+    parser.add_argument("--seeds", default="", help="only these seeds")
+    parser.add_argument("--methods", default="", help="only these methods")
+    parser.add_argument("--rates", default="", help="rates of baselines: refined=2e-3,entropy=1e-3")
+    parser.add_argument("--name", default="", help="another folder for the runs, beside others")
+    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    work = options.work.resolve()
+    started = time.monotonic()
+    if options.step == "prepare":
+        prepare(work, options.data)
+        print(f"{time.monotonic() - started:.0f} s")
+    elif options.step == "run":
+        run(work, options.group, options.part, options)
+    else:
+        text = page(work, options.group)
+        if options.page:
+            options.page.write_text(text)
+        else:
+            sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
