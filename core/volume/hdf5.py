@@ -23,7 +23,7 @@ def read_hdf5(
     order: Literal["xyz", "zyx"] = "zyx",
     max_bytes: int = 8 * 2**30,
 ) -> Volume:
-    """Read one real two- or three-dimensional array of an HDF5 file.
+    """Read one real array of two or three axes of an HDF5 file; a fourth one of length 1 is dropped.
 
     Args:
         path: The file; links that lead out of it are refused.
@@ -70,10 +70,12 @@ def _read(file: Any, key: str, h5py: Any, max_bytes: int) -> Any:
     if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
         raise DataError(name, why=f"'{key}' points at another file, which is not followed")
     item = file[key]
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf" or item.ndim not in {2, 3}:
+    axes = item.ndim if isinstance(item, h5py.Dataset) else 0
+    single = axes == 4 and item.shape[-1] == 1
+    if axes not in ({4} if single else {2, 3}) or item.dtype.kind not in "iuf":
         raise DataError(name, why=f"'{key}' is no real array of two or three axes")
     if item.external or item.is_virtual:
         raise DataError(name, why=f"the values of '{key}' lie in another file, which is not followed")
     if not item.size or item.size * item.dtype.itemsize > max_bytes:
         raise DataError(name, why=f"'{key}' has shape {item.shape}, which is empty or above the size limit")
-    return item[()]
+    return item[..., 0] if single else item[()]

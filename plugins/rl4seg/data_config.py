@@ -9,9 +9,6 @@ from pydantic import Field, model_validator
 
 from medrl.core.config import Block, DataConfig
 
-ATRIUM_NAMES = ("LA", "atrium", "left_atrium")
-"""Names of the left atrium, which the default of `SampleConfig.merge` gives to the background."""
-
 
 class SourceConfig(DataConfig):
     """The labelled source domain."""
@@ -61,9 +58,11 @@ class SampleConfig(Block):
     images that were equalised before. Source: original scripts/normalise_images.py."""
     clahe_clip: float = Field(default=0.01, gt=0, le=1)
     """Clip limit of CLAHE; higher is more contrast. Original: .01."""
-    merge: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(ATRIUM_NAMES, "background"))
-    """Labels to join, by name or value: ``{LA: background}``. The labels left are numbered anew in their
-    order, without gaps. The default joins the left atrium to the background."""
+    merge: dict[str, str] = Field(
+        default_factory=lambda: dict.fromkeys(("LA", "atrium", "left_atrium"), "background")
+    )
+    """Labels to join, by name or value, of either domain; the labels left are numbered anew in their order,
+    without gaps. The default joins the left atrium to the background; ``merge.LA=LA`` keeps it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
