@@ -63,6 +63,15 @@ def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32)
     return (labels.unsqueeze(1) == values).to(dtype)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits ``(N, K, *S)`` and labels ``(N, *S)``, a scalar.
+
+    Written out, because torch's own has no deterministic form for images on a GPU.
+    """
+    logs = torch.log_softmax(logits.float(), dim=1)
+    return -(logs * one_hot(labels, logits.shape[1])).sum(dim=1).mean()
+
+
 def at_action(per_class: Tensor, actions: Tensor) -> Tensor:
     """Take from ``(N, K, *S)`` the value of each pixel's action; ``(N, *S)``."""
     return per_class.gather(1, actions.to(torch.int64).unsqueeze(1)).squeeze(1)

@@ -83,9 +83,9 @@ def smooth(images: Tensor, sigma: Tensor) -> Tensor:
 
     Near the border the weights inside the image are scaled to sum to one.
     """
-    sigma = sigma.reshape(-1).to(images.device)
     if not bool((sigma > 0).any()):
         return images
+    sigma = sigma.reshape(-1).to(images.device)
     rows, columns = _gaussian(images.shape[2], sigma), _gaussian(images.shape[3], sigma)
     if images.dim() == 4:
         return rows[:, None] @ images @ columns[:, None].mT
@@ -100,11 +100,12 @@ def correlated(noise: Tensor, sigma: Tensor) -> Tensor:
         noise: ``(N, C, *S)`` independent standard normal numbers.
         sigma: ``(N,)`` in pixels; 0 leaves a sample alone.
     """
+    smoothed = smooth(noise, sigma)
     sigma = sigma.reshape(-1).to(noise.device)
     shape = (-1, 1, *noise.shape[2:4], *[1] * (noise.dim() - 4))
     rows, columns = (_gaussian(size, sigma).square().sum(dim=-1) for size in noise.shape[2:4])
     variance = (rows[:, :, None] * columns[:, None, :]).view(shape)
-    return smooth(noise, sigma) / variance.sqrt()
+    return smoothed / variance.sqrt()
 
 
 def coordinates(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medrl.core.errors import ConfigError, RuntimeFault, did_you_mean
 
-from .encoding import Encoding, at_action, encode, input_channels
+from .encoding import Encoding, at_action, cross_entropy, encode, input_channels
 from .modes import evaluating, logits_of
 from .temperature import LIMIT, fit_temperature
 
@@ -226,7 +226,7 @@ class RewardNet(nn.Module):
 
     def _loss(self, logits: Tensor, actions: Tensor, truth: Tensor) -> Tensor:
         if self.head == "class":
-            return F.cross_entropy(logits, truth.to(torch.int64))
+            return cross_entropy(logits, truth)
         target = (truth if truth.is_floating_point() else (truth == actions)).to(logits.dtype)
         if self.criterion == "mse":
             return F.mse_loss(torch.sigmoid(logits[:, 0]), target)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medrl.core.rl.pixelwise.sampling import inverse_cdf
+
 from .fields import correlated, generators, normals
 
 
@@ -49,6 +51,4 @@ def sample_actions(
         chance = torch.from_numpy(drawn).to(logits.device)
     heat = torch.from_numpy(np.broadcast_to(np.float32(temperature), (count,)).copy()).to(logits.device)
     scaled = logits.float() / heat.view(-1, *[1] * (logits.dim() - 1))
-    cumulative = torch.softmax(scaled, dim=1).cumsum(dim=1)[:, :-1]
-    drawn_labels: Tensor = (chance.unsqueeze(1) >= cumulative).sum(dim=1)
-    return drawn_labels
+    return inverse_cdf(torch.softmax(scaled, dim=1), chance)

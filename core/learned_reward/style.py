@@ -34,6 +34,7 @@ from .fields import (
     uniform,
 )
 
+_FINE = 2.0**36
 _SHADOWS = 2
 _KNOTS = 4
 
@@ -294,6 +295,7 @@ def match_histogram(images: Tensor, references: Tensor) -> Tensor:
     """
     rows = images.reshape(images.shape[0] * images.shape[1], -1)
     wanted = references.reshape(rows.shape[0], -1).sort(dim=1).values.double()
+    unit = wanted.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / _FINE
     count = rows.shape[1]
     if wanted.shape[1] != count:
         wanted = F.interpolate(wanted[:, None], size=count, mode="linear", align_corners=False)[:, 0]
@@ -304,8 +306,9 @@ def match_histogram(images: Tensor, references: Tensor) -> Tensor:
     first = torch.where(torch.cat((edge, differs), dim=1), place, 0).cummax(dim=1).values
     after = torch.where(torch.cat((differs, edge), dim=1), place + 1, count)
     after = after.flip(1).cummin(dim=1).values.flip(1)
-    total = F.pad(wanted.cumsum(dim=1), (1, 0))
-    mean = (total.gather(1, after) - total.gather(1, first)) / (after - first)
+    # Whole numbers: their sums are exact, and deterministic on every device.
+    total = F.pad((wanted / unit).round().to(torch.int64).cumsum(dim=1), (1, 0))
+    mean = (total.gather(1, after) - total.gather(1, first)) / (after - first) * unit
     return torch.zeros_like(rows, dtype=torch.float32).scatter_(1, order, mean.float()).view(images.shape)
 
 

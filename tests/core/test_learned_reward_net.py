@@ -27,6 +27,7 @@ from medrl.core.learned_reward import (
     stretch_frames,
     widen_input,
 )
+from medrl.core.learned_reward.encoding import cross_entropy
 from medrl.core.learned_reward.modes import class_logits, evaluating
 from medrl.core.learned_reward.temperature import HIGHEST, LOWEST, nll
 
@@ -82,6 +83,15 @@ def test_an_action_on_another_grid_and_an_unknown_encoding_are_refused():
         encode(images, actions[:, :3], 3)
     with pytest.raises(ConfigError, match="did you mean 'onehot'"):
         encode(images, actions, 3, "one_hot")
+
+
+def test_the_cross_entropy_and_its_gradient_are_those_of_torch():
+    images, actions = images_and_actions((5, 4, 3))
+    logits = torch.cat((images, 1 - images, images**2), dim=1).requires_grad_()
+    own, other = cross_entropy(logits, actions), nn.functional.cross_entropy(logits, actions)
+    assert float(own.detach()) == pytest.approx(float(other.detach()), rel=1e-6)
+    (a,), (b,) = torch.autograd.grad(own, logits), torch.autograd.grad(other, logits)
+    assert torch.allclose(a, b, atol=1e-7)
 
 
 # -- rewards ----------------------------------------------------------------------------------------

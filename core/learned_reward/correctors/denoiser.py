@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medrl.core.errors import ConfigError
 
 from ..corruption import AFFINE, CORRUPTION, AffineRanges, CorruptionRanges, corrupt_masks, jitter_masks
-from ..encoding import one_hot
+from ..encoding import cross_entropy, one_hot
 from ..modes import evaluating, logits_of
 from .base import CorrectorModule, frames_of, from_frames
 
@@ -74,5 +73,5 @@ class Denoiser(CorrectorModule):
     def loss(self, clean: Tensor, *, seed: int, keys: Sequence[object]) -> dict[str, Tensor]:
         """Cross-entropy of the restored to the true label map; see `LearnedCorrector`."""
         corrupted, moved = self.batch(clean, seed=seed, keys=keys)
-        loss = F.cross_entropy(self(corrupted), moved.to(torch.int64))
+        loss = cross_entropy(self(corrupted), moved)
         return {"loss": loss}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medrl.core.errors import ConfigError, RuntimeFault
 
 from ..corruption import AFFINE, AffineRanges, jitter_masks
-from ..encoding import one_hot
+from ..encoding import cross_entropy, one_hot
 from ..fields import generators, normals
 from ..modes import evaluating
 from .base import CorrectorModule, frames_of, from_frames
@@ -150,7 +150,7 @@ class MaskVAE(CorrectorModule):
         logits = self.decode(codes).float()
         ce_weight, dice_weight, kl_weight, attribute_weight = self.weights
         terms = {
-            "ce": F.cross_entropy(logits, masks),
+            "ce": cross_entropy(logits, masks),
             "dice": soft_dice(torch.softmax(logits, dim=1), masks),
             "kl": gaussian_kl(mean, log_variance),
         }

@@ -11,8 +11,9 @@ from .predictions import (
     with_contrast,
     with_noise,
 )
+from .rows import PairBatch, PairOrigin, PairRow
 from .split import PARTS, Part, SubjectSplit
-from .store import MANIFEST, PairBatch, PairOrigin, PairRow, PairSet, PairWriter, draw
+from .store import MANIFEST, PairSet, PairWriter, draw
 from .synthetic import KINDS, SYNTHETIC, SyntheticRecipe, synthetic_pairs
 
 __all__ = [

@@ -19,7 +19,8 @@ from ..correctors import Corrector, dice_per_image
 from ..fields import generators, normals, refuse
 from ..modes import class_logits, evaluating
 from ..sampling import sample_actions
-from .store import PairOrigin, PairWriter
+from .rows import PairOrigin
+from .store import PairWriter
 
 Validity = Callable[[Tensor], Sequence[bool] | NDArray[np.bool_] | Tensor]
 """Tells for label maps ``(N, *S)``, int64 on the CPU, which are anatomically valid."""

@@ -14,10 +14,10 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,95 +29,13 @@ from medrl.core.errors import DataError
 from medrl.core.rng import numpy_generator
 from medrl.core.volume.write import write_bytes
 
+from .rows import PairBatch, PairOrigin, PairRow, digest
 from .split import Part, SubjectSplit
 
 MANIFEST = "manifest.json"
 FORMAT = "medrl reward pairs"
 VERSION = 1
 _SUFFIX = ".shard"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairOrigin:
-    """Where one pair is from.
-
-    Attributes:
-        id: Of the image.
-        subject: Of the image.
-        kind: How the label map was made.
-        domain: source or target.
-        iteration: In which round it was made.
-        strength: Of noise, contrast or temperature; 0 where there is none.
-        number: Tells several pairs of one image, kind and strength apart.
-        seed: From which all its draws are derived.
-        maker: Which network made the label map, if there are several.
-        partner: Subject of a label map that was swapped in.
-        style_target: Index of the target image from which the style was borrowed, or −1.
-    """
-
-    id: str
-    subject: str
-    kind: str
-    domain: str
-    iteration: int = 0
-    strength: float = 0.0
-    number: int = 0
-    seed: int = 0
-    maker: str = ""
-    partner: str = ""
-    style_target: int = -1
-
-    def name(self) -> str:
-        """Digest of what tells this pair from all others."""
-        told = (self.domain, self.id, self.iteration, self.kind, float(self.strength), self.number, self.seed)
-        return _digest(json.dumps(told).encode())[:32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairRow:
-    """One line of the manifest.
-
-    Attributes:
-        name: Of the pair.
-        part: train, val or test, by subject.
-        origin: Where it is from.
-        image: SHA-256 of the bytes of the image.
-        action: The same of the label map to judge.
-        truth: The same of the reference label map.
-        shard: Number of its shard.
-        index: Its place there.
-    """
-
-    name: str
-    part: Part
-    origin: PairOrigin
-    image: str
-    action: str
-    truth: str
-    shard: int
-    index: int
-
-    @property
-    def id(self) -> str:
-        """Of the image."""
-        return self.origin.id
-
-    @property
-    def subject(self) -> str:
-        """Of the image."""
-        return self.origin.subject
-
-
-class PairBatch(NamedTuple):
-    """Pairs as tensors: images ``(N, C, *S)`` float32 in [0, 1], actions and truths ``(N, *S)`` int64."""
-
-    images: Tensor
-    actions: Tensor
-    truths: Tensor
-
-    def to(self, device: torch.device | str) -> PairBatch:
-        """Move to a device."""
-        return PairBatch(*(item.to(device) for item in self))
 
 
 class PairWriter:
@@ -212,9 +130,9 @@ class PairWriter:
             name=name,
             part=part,
             origin=origin,
-            image=_digest(arrays[0].tobytes()),
-            action=_digest(arrays[1].tobytes()),
-            truth=_digest(arrays[2].tobytes()),
+            image=digest(arrays[0].tobytes()),
+            action=digest(arrays[1].tobytes()),
+            truth=digest(arrays[2].tobytes()),
             shard=len(self._shards),
             index=len(self._waiting),
         )
@@ -274,10 +192,10 @@ class PairWriter:
         file = io.BytesIO()
         write_entry(file, ready, types, {"pairs": len(self._waiting)})
         content = file.getvalue()
-        digest = _digest(content)
-        name = f"{len(self._shards):05d}-{digest[:16]}{_SUFFIX}"
+        content_hash = digest(content)
+        name = f"{len(self._shards):05d}-{content_hash[:16]}{_SUFFIX}"
         write_bytes(self.folder / name, content, suffix=_SUFFIX)
-        self._shards.append({"file": name, "sha256": digest, "pairs": len(self._waiting)})
+        self._shards.append({"file": name, "sha256": content_hash, "pairs": len(self._waiting)})
         self._waiting.clear()
 
 
@@ -478,7 +396,3 @@ def _bytes_of_image(image: Tensor) -> NDArray[np.uint8]:
     if image.dtype != torch.uint8:
         image = image.detach().float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return np.ascontiguousarray(image.cpu().numpy())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -19,7 +19,8 @@ from ..fields import Range, checked_range, refuse, uniform
 from ..modes import class_logits, evaluating
 from ..sampling import sample_actions
 from ..style import STYLE, StyleRanges, StyleShift
-from .store import PairOrigin, PairWriter
+from .rows import PairOrigin
+from .store import PairWriter
 
 KINDS = ("true", "corrupted", "predicted", "swapped", "warped")
 
