@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
 from medrl.core.config.blocks import MachineField
@@ -273,7 +273,7 @@ class Rl4segTrainConfig(TrainConfig):
     accumulate: int = Field(default=1, ge=1, le=1)
     """One batch a step."""
     validate_every: int = Field(default=0, ge=0)
-    """Steps between validations in a stage; 0 = four in each stage."""
+    """Steps between validations in a stage; 0 = four in each stage, or one an epoch where `steps` is 0."""
 
 
 class Rl4segConfig(MethodConfig):
@@ -321,6 +321,12 @@ class Rl4segConfig(MethodConfig):
     """The run folder is that of one stage, not of a loop; the loop and the tools of single stages set it."""
     iteration: int = Field(default=1, ge=1, json_schema_extra=MachineField)
     """Iteration that a stage alone belongs to; decides the schedules of `per_iteration`."""
+
+    @field_validator("rules")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """Let a rule file be found again from any folder."""
+        return str(Path(value).expanduser().resolve()) if value.endswith((".yaml", ".yml")) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -89,6 +89,7 @@ class Loop:
         self.stages = plan_stages(self.cfg)
         self.results = Results.given(self.cfg)
         self.data = load_domains(self.cfg, job.manager)
+        self.digest = self.data.digest()
         self.validity: dict[int, float] = {}
 
     def run(self) -> None:
@@ -189,7 +190,8 @@ class Loop:
         """Everything that decides what a stage writes: config, images, files of other stages."""
         return {
             "config": self.job.resolved.hash,
-            "images": self.data.digest(),
+            "images": self.digest,
+            "rules": Path(self.cfg.rules) if Path(self.cfg.rules).is_file() else self.cfg.rules,
             **{name: list(path) if isinstance(path, tuple) else path for name, path in inputs.items()},
         }
 
@@ -221,7 +223,7 @@ class Loop:
                 if folder.exists() and known != wanted:
                     _log.info("%s was made from other inputs; it is made again", folder.name)
                     shutil.rmtree(folder)
-                folder.mkdir(parents=True, exist_ok=True)
+                note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
             except MedrlError as error:
                 failure = error

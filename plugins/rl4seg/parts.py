@@ -21,7 +21,8 @@ from medrl.core.validity import Rules, load_rules
 from . import agent
 from .agent import Critic, PixelActor
 from .config import Rl4segConfig
-from .domains import Domains
+from .domains import Domains as Domains
+from .domains import load_domains as load_domains
 
 if TYPE_CHECKING:
     from medrl.core.config import ModelConfig
@@ -59,6 +60,9 @@ def build_network(
             model.name, in_channels=in_channels, out_channels=out_channels, **params
         )
     _try(network, model.name, what, in_channels, out_channels)
+    if all(parameter.ndim < 5 for parameter in network.parameters()):
+        # A fifth faster in bf16 on CPUs, and faster on GPUs with matrix units.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 

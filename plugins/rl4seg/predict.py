@@ -19,7 +19,7 @@ from medrl.core.types import Volume
 from . import parts
 from .agent import PixelActor
 from .config import Rl4segConfig
-from .data import SamplePlan, prepare_volume, restore_volume
+from .data.plan import SamplePlan, prepare_volume, restore_volume, slice_axis
 from .scoring import largest_blob as keep_largest
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ class Rl4segPredictor:
         labels = probabilities.argmax(axis=0).astype(np.uint8)
         if not self.largest_blob:
             return labels
-        return np.moveaxis(keep_largest(np.moveaxis(labels, -1, 0)), 0, -1)
+        axis = slice_axis((labels.shape[0], labels.shape[1], labels.shape[2]))
+        return np.moveaxis(keep_largest(np.moveaxis(labels, axis, 0)), 0, axis)
 
     def uncertainty(self, volume: Volume, labels: NDArray[Any]) -> NDArray[np.float32]:
         """Return ``(X, Y, Z)`` 1 - r in [0, 1]: how probable the reward net finds each label wrong.

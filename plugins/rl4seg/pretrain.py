@@ -47,7 +47,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     rules = parts.rules_of(cfg, data.label_names)
     size = batch_of(stage, cfg)
     steps = steps_of(stage, cfg, len(images.ids), rt.world_size)
-    every = interval_of(cfg, steps)
+    every = interval_of(stage, cfg, steps)
     for step in rt.steps(rt.checkpoint.resume(), steps):
         rate = schedules.set_rate(optimizer, stage.lr * schedules.factor(stage.schedule, step, steps))
         batch = draw(rt, images, cfg, stage=cfg.stage, step=step, size=size)

@@ -55,7 +55,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     ]
     size = batch_of(stage, cfg)
     steps = steps_of(stage, cfg, len(own), rt.world_size)
-    every = interval_of(cfg, steps)
+    every = interval_of(stage, cfg, steps)
     for step in rt.steps(rt.checkpoint.resume(), steps):
         part = (
             plateau.factor if stage.schedule == "plateau" else schedules.factor(stage.schedule, step, steps)

@@ -233,6 +233,6 @@ def steps_of(stage: StageConfig, cfg: Rl4segConfig, images: int, world_size: int
     return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
 
 
-def interval_of(cfg: Rl4segConfig, steps: int) -> int:
+def interval_of(stage: StageConfig, cfg: Rl4segConfig, steps: int) -> int:
     """Steps between validations of a stage with so many steps."""
-    return cfg.train.validate_every or max(1, steps // 4)
+    return cfg.train.validate_every or max(1, steps // (4 if stage.steps else stage.epochs))

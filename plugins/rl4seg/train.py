@@ -58,11 +58,12 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     rules = parts.rules_of(cfg, data.label_names)
     size = batch_of(cfg.ppo, cfg)
     steps = steps_of(cfg.ppo, cfg, len(images.ids), rt.world_size)
-    every = interval_of(cfg, steps)
+    every = interval_of(cfg.ppo, cfg, steps)
     for step in rt.steps(rt.checkpoint.resume(), steps):
-        facts: dict[str, Any] = {}
+        stats: dict[str, float] = {}
+        facts: dict[str, float] = {}
         if step == 1:
-            facts |= watch.begin(validate(rt, cfg, data, players.actor, judge, rules))
+            facts = watch.begin(validate(rt, cfg, data, players.actor, judge, rules))
         rate = set_rates(cfg, optimizers, step, steps, guard)
         batch = draw(rt, images, cfg, stage="ppo", step=step, size=size)
         players.actor.train()
@@ -70,15 +71,15 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
             players.actor,
             players.reference,
             batch.images,
-            judge.of(images, batch.numbers),
+            judge.of(images, batch.index),
             numbers,
             generator=torch_generator(cfg.train.seed, "rl4seg", "actions", cfg.iteration, step, rt.rank),
             autocast=rt.autocast,
             **given.of(batch),
         )
         if guard is None or guard.check(played, reduce=rt.reduce):
-            facts |= improve(rt, cfg, players, optimizers, played, numbers, batch.ids).as_dict()
-        rt.log(step, **facts, lr=rate, restored=0 if guard is None else guard.restored)
+            stats = improve(rt, cfg, players, optimizers, played, numbers, batch.ids).as_dict()
+        rt.log(step, **stats, lr=rate, restored=0 if guard is None else guard.restored, **facts)
 
         if step % every == 0 or step == rt.total_steps:
             found = validate(rt, cfg, data, players.actor, judge, rules)

@@ -27,7 +27,7 @@ _BATCH = 16
 _RISE, _FALL = 0.01, 0.05
 _log = logging.getLogger("medrl.rl4seg")
 
-ALARMS = ("low_start_validity", "reward_hacking")
+ALARMS = ("low_start_validity", "hacking")
 
 RewardOf = Callable[[Sequence[int]], RewardFn]
 """Gives the reward function of the images with these numbers."""
@@ -132,7 +132,8 @@ class Watch:
                 "little can be learned from pairs of such an actor. Start from the style-tuned actor "
                 "(--start style), train the source longer, or check sample.* and rules",
             )
-        return {name.replace("val_", "start_", 1): value for name, value in found.items()} | self.facts()
+        shown = ("reward", "validity")
+        return {f"start_{name}": found[f"val_{name}"] for name in shown} | self.facts()
 
     def look(self, found: Mapping[str, float]) -> dict[str, float]:
         """Compare with the start; return the alarms for the log."""
@@ -140,7 +141,7 @@ class Watch:
         lost = self.start.get("val_validity", math.nan) - found["val_validity"]
         if gained > _RISE and lost > _FALL:
             self._warn(
-                "reward_hacking",
+                "hacking",
                 f"the reward rose by {gained:.3f} while the share of valid masks fell by {lost:.0%}: the "
                 "policy exploits errors of the reward. Take an earlier checkpoint, raise ppo.kl, train "
                 "several reward nets (reward.nets 3), or give the corrector more weight",
