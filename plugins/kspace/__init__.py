@@ -1,0 +1,1 @@
+"""kspace: choose which lines of k-space to acquire so that a segmentation network sees what it needs."""
