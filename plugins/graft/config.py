@@ -5,83 +5,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
 
+from .config_data import (
+    AugmentConfig,
+    EpochsConfig,
+    SampleConfig,
+    SplitConfig,
+    TargetConfig,
+    TeachersConfig,
+    ValidationConfig,
+)
+
 Mode = Literal["uniform", "quality", "probe", "fixed", "align", "meta", "legacy", "reinforce"]
 Prior = Literal["uniform", "quality", "probe"]
-
-
-class SampleConfig(Block):
-    """How a case becomes the box of voxels that the network sees."""
-
-    window: Literal["auto", "mask", "centre"] = "auto"
-    """Where the box lies: `mask` anchors its depth to the organ mask and centres it in plane, `centre`
-    is the middle of the image; `auto` takes `mask` if every case has the mask named below. Source:
-    upstream dataset/pimedloader_3d.py."""
-    size: tuple[int, int, int] = (0, 0, 0)
-    """Depth, height, width of the box in voxels. 0 means: 20 slices for the depth of a mask window,
-    otherwise the largest training image, rounded up to what the network can halve."""
-    mask: str = "prostate"
-    """Name of the organ mask (``masksTr/<name>/``, or simply ``masksTr/``)."""
-    normalization: Literal["auto", "stats", "mask", "volume"] = "auto"
-    """z-score of each channel by given statistics, by the voxels inside the organ mask, or by all
-    voxels; `auto` takes `stats` if `stats_file` is given, else `mask` if every case has it, else
-    `volume`."""
-    stats_file: Path | None = None
-    """JSON with mean and standard deviation for each case or for all; four forms are read."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if any(extent < 0 for extent in self.size):
-            raise ValueError(f"size must not be negative, got {list(self.size)}")
-        if self.normalization == "stats" and self.stats_file is None:
-            raise ValueError("normalization `stats` needs stats_file")
-        return self
-
-
-class TargetConfig(Block):
-    """What the network learns to predict."""
-
-    kind: Literal["auto", "binary", "3class", "binary_classes", "nested", "separate", "classes"] = "auto"
-    """`binary` = regions prostate {1,2,3} and cancer {2,3}, `3class` adds {3}, `binary_classes` = background,
-    prostate, cancer as exclusive classes; of any
-    dataset's labels, `nested` = each with all after it, `separate` = one sigmoid each, `classes` = one
-    softmax class each; `auto` takes `binary` for the labels 0 to 3 with a prostate
-    mask, else `classes`. Source: upstream region_converter.py."""
-
-
-class SplitConfig(Block):
-    """Which cases of the training fold do what."""
-
-    labelled: int = Field(default=0, ge=0)
-    """Train with the labels of this many cases only; the others teach through the teachers alone. 0 =
-    all."""
-    reward: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the labelled training cases on which the agent's reward is measured; they are never
-    trained on, and are neither validation nor test. Used only with weighting `reinforce` and `align`;
-    `legacy` measures on the batch and, as published, on the validation cases. 0 measures it on the batch."""
-    reward_mode: Literal["split", "crossfit", "batch"] = "split"
-    """`split` sets the reward cases apart for good. `crossfit` deals all labelled cases into folds that take
-    turns: an episode trains without one fold and measures its reward there, so that no label is lost; but
-    those cases are training data in the other episodes, and their reward is an optimistic one. `batch`
-    measures on the batch that was just trained on."""
-    reward_folds: int = Field(default=5, ge=2)
-    """Folds of `crossfit`; at most one for each labelled case."""
-
-
-class TeachersConfig(Block):
-    """The frozen teachers, read from the files that `medrl graft extract-features` wrote."""
-
-    features: tuple[Path, ...] = ()
-    """One folder for each teacher, or one folder that holds teacher_0, teacher_1, …; empty: no
-    teachers, plain supervised training."""
-    verify: bool = True
-    """Check the digest of each feature file when a process first opens it."""
 
 
 class DistillConfig(Block):
@@ -157,17 +98,6 @@ class OptimConfig(Block):
     """Where `multistep` falls, as parts of the run. Upstream 150, 180, 210 of 240."""
     init_scope: Literal["encoder", "all"] = "all"
     """What ``--init-from`` fills: the encoder, or every tensor that fits."""
-
-
-class AugmentConfig(Block):
-    """Random changes of the training images; only intensities, as feature files fix the geometry."""
-
-    scale: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Each channel is multiplied by 1 ± this."""
-    shift: float = Field(default=0.1, ge=0.0, le=2.0)
-    """Up to this many standard deviations are added."""
-    noise: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Standard deviation of white noise."""
 
 
 class WeightingConfig(Block):
@@ -278,15 +208,6 @@ class AgentConfig(Block):
     """Control experiment: the reward is white noise."""
 
 
-class ValidationConfig(Block):
-    """Checks on the validation fold; how often is `train.validate_every` (0 = once an epoch)."""
-
-    batch_size: int = Field(default=1, ge=1)
-    """Cases a forward pass."""
-    max_cases: int = Field(default=0, ge=0)
-    """Use only the first so many validation cases; 0 = all."""
-
-
 class GraftTrainConfig(TrainConfig):
     """Training; a validation once an epoch unless told otherwise."""
 
@@ -327,3 +248,23 @@ class GraftConfig(MethodConfig):
     """Policy and reward."""
     validation: ValidationConfig = ValidationConfig()
     """Checks on the validation fold."""
+    epochs: EpochsConfig = EpochsConfig()
+    """Lengths in epochs, where they are wanted."""
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        if self.teachers.features and self.teachers.source == "files" and self.augment.moves:
+            raise ValueError(
+                "augment.mirror, rotate and zoom need teachers.source=live: "
+                "feature files show the image as it is"
+            )
+        if self.teachers.oof == "flag" and not self._has_state():
+            raise ValueError(
+                "teachers.oof=flag tells the policy, and this weighting has none that looks; "
+                "agent.policy=state with weighting reinforce, or oof=mean, or oof=unseen"
+            )
+        return self
+
+    def _has_state(self) -> bool:
+        mode = self.weighting.mode
+        return mode == "legacy" or (mode == "reinforce" and self.agent.policy == "state")

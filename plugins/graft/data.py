@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from medrl.core.cache import Cache, cache_root
 from medrl.core.dataset import Dataset
-from medrl.core.errors import ConfigError, DataError
+from medrl.core.errors import CheckpointError, ConfigError, DataError
 from medrl.core.types import Case
 
 from .config import AugmentConfig, GraftConfig
-from .duties import labelled_cases, open_split, reward_cases, reward_folds
+from .duties import labelled_cases, open_split, reward_cases, reward_folds, training_cases
 from .features import TeacherFolder, open_teachers
+from .lengths import in_steps, steps_per_epoch
 from .planning import divisor_of, resolve_plan
 from .plans import SamplePlan
-from .samples import CaseStore, SampleSet
+from .samples import Batch, CaseStore, SampleSet
+from .teachers import TrainedOn, seen_cases
+from .teachers.live import LiveTeacher, LiveTeachers, open_live
 from .weighting import agent_is_off
 
 if TYPE_CHECKING:
@@ -34,23 +40,34 @@ class GraftData:
         reward: Measure the agent's reward; never trained on.
         val: Select the best checkpoint.
         folds: Parts of `labelled` that take turns in measuring the reward; empty without cross-fitting.
+        live: The teachers' networks, where they are asked and not read.
+        views: Prepare cases as live teachers want them.
+        seen: By case, which teachers were trained on it; empty where that does not matter.
     """
 
     dataset: Dataset
     plan: SamplePlan
     store: CaseStore
-    teachers: tuple[TeacherFolder, ...]
+    teachers: tuple[TeacherFolder | LiveTeacher, ...]
     taps: tuple[str, ...]
     labelled: tuple[Case, ...]
     unlabelled: tuple[Case, ...]
     reward: tuple[Case, ...]
     val: tuple[Case, ...]
     folds: tuple[tuple[Case, ...], ...] = ()
+    live: LiveTeachers | None = None
+    views: tuple[CaseStore, ...] = ()
+    seen: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
     @property
     def families(self) -> tuple[str, ...]:
         """Convention of each teacher's logits; what an import wrote follows nnU-Net's."""
         return tuple(teacher.family for teacher in self.teachers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where live teachers run; the CPU where there is none."""
+        return torch.device("cpu") if self.live is None else self.live.device
 
     @property
     def in_channels(self) -> int:
@@ -70,18 +87,45 @@ class GraftData:
         cases: Sequence[Case],
         *,
         teachers: bool,
+        taps: Sequence[str] | None = None,
         labelled: bool = True,
         augment: AugmentConfig | None = None,
     ) -> SampleSet:
-        """Samples of some cases, with or without what the teachers say."""
+        """Samples of some cases, with or without what the teachers say, or will say in `complete`."""
+        files = [teacher for teacher in self.teachers if isinstance(teacher, TeacherFolder)]
         return SampleSet(
             self.store,
             cases,
-            teachers=self.teachers if teachers else (),
-            taps=self.taps if teachers else (),
+            teachers=files if teachers else (),
+            taps=(self.taps if taps is None else taps) if teachers and files else (),
             labelled=labelled,
             augment=augment,
+            views=self.views if teachers else (),
         )
+
+    def complete(self, batch: Batch, taps: Sequence[str] | None = None) -> Batch:
+        """Ask live teachers about a batch; what files say is already in it."""
+        return batch if self.live is None else self.live.answer(batch, self.taps if taps is None else taps)
+
+    def in_sample(self, case_ids: Sequence[str]) -> Tensor | None:
+        """Which teachers were trained on which samples, ``(B, N)`` bool; None where that does not matter."""
+        if not self.seen:
+            return None
+        nobody = (False,) * len(self.teachers)
+        return torch.tensor([self.seen.get(case_id, nobody) for case_id in case_ids])
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says about its network, its data and its teachers."""
+        trained = (*self.labelled, *self.unlabelled, *self.reward)
+        images = frozenset(self.store.get(case).image_hash for case in trained)
+        return {
+            "label_names": dict(self.plan.labels),
+            "channel_names": list(self.plan.channel_names),
+            "spacing": list(self.plan.spacing),
+            "plan": self.plan.to_meta(),
+            "teachers": [teacher.teacher for teacher in self.teachers],
+            "trained_on": TrainedOn(images=images).to_record(),
+        }
 
     def check_features(self) -> None:
         """Compare the metadata of every feature file that training will read; all problems at once.
@@ -97,47 +141,79 @@ class GraftData:
             for teacher in self.teachers:
                 try:
                     teacher.check(expected)
-                except DataError as error:
+                except (CheckpointError, DataError) as error:
                     problems.append(str(error))
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise DataError(
-                "teacher features",
+                "teachers" if self.live else "teacher features",
                 why=problems[0] + more,
-                do="medrl graft extract-features with the config of this student",
+                do="" if self.live else "medrl graft extract-features with the config of this student",
             )
 
 
 def load(rt: Runtime, cfg: GraftConfig) -> GraftData:
     """Open everything that a training run reads, and check that it fits together."""
     root = cfg.data.root
-    data = gather_data(cfg, rt.job.manager, Cache(cache_root(root)) if root else None)
+    data = gather_data(
+        cfg,
+        rt.job.manager,
+        Cache(cache_root(root)) if root else None,
+        device=rt.device,
+        trust=rt.job.trust_checkpoint,
+    )
     data.check_features()
+    if cfg.split.unlabelled_from_test and rt.is_main:
+        listed = {case.id for case in data.dataset.test_cases}
+        rt.run.note(no_test_cases=sorted(case.id for case in data.unlabelled if case.id in listed))
     return data
 
 
-def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -> GraftData:
+def gather_data(
+    cfg: GraftConfig,
+    manager: PluginManager,
+    cache: Cache | None,
+    *,
+    device: torch.device | None = None,
+    trust: bool = False,
+) -> GraftData:
     """Split the cases by duty and open the teachers.
 
+    Args:
+        cfg: The run's config.
+        manager: Source of models.
+        cache: Of prepared cases; None keeps none.
+        device: Where live teachers run; the CPU if left out.
+        trust: Read teachers' checkpoints of nnU-Net that hold pickled objects; none is executed.
+
     Raises:
+        CheckpointError: A live teacher cannot be loaded or does not fit.
         ConfigError: The split leaves nothing to train on.
         DataError: Cases or feature files do not fit.
     """
     dataset, split = open_split(cfg)
     plan = resolve_plan(cfg, dataset, split.train, divisor_of(cfg, manager, dataset), cache)
     store = CaseStore(dataset, plan, cache)
-    teachers = open_teachers(
-        cfg.teachers.features,
-        taps=cfg.distill.taps,
-        target=plan.target_kind,
-        labels=plan.labels,
-        verify=cfg.teachers.verify,
-    )
-    labelled, unlabelled = labelled_cases(cfg, split.train, store)
+    live: LiveTeachers | None = None
+    teachers: tuple[TeacherFolder | LiveTeacher, ...]
+    if cfg.teachers.source == "live":
+        live = open_live(cfg, manager, plan, device or torch.device("cpu"), trust=trust)
+        teachers = live.teachers if live is not None else ()
+    else:
+        teachers = open_teachers(
+            cfg.teachers.features,
+            taps=cfg.distill.taps,
+            target=plan.target_kind,
+            labels=plan.labels,
+            verify=cfg.teachers.verify,
+        )
+    trained = training_cases(cfg, dataset, split)
+    labelled, unlabelled = labelled_cases(cfg, trained, store)
     reward: tuple[Case, ...] = ()
     folds: tuple[tuple[Case, ...], ...] = ()
     # The published weighting has no reward cases: it takes the batch, and the validation Dice.
-    measured = bool(teachers) and agent_acts(cfg) and cfg.weighting.mode != "legacy"
+    timed = in_steps(cfg, steps_per_epoch(cfg, len(labelled), len(unlabelled)))
+    measured = bool(teachers) and agent_acts(timed) and cfg.weighting.mode != "legacy"
     if measured and cfg.split.reward_mode == "crossfit":
         folds = reward_folds(cfg, labelled, store)
     elif measured and cfg.split.reward_mode == "split" and cfg.split.reward > 0:
@@ -161,6 +237,30 @@ def gather_data(cfg: GraftConfig, manager: PluginManager, cache: Cache | None) -
         reward=reward,
         val=split.val,
         folds=folds,
+        live=live,
+        views=tuple(CaseStore(dataset, view, cache) for view in live.views) if live else (),
+        seen=_seen(cfg, dataset, store, teachers, trained),
+    )
+
+
+def _seen(
+    cfg: GraftConfig,
+    dataset: Dataset,
+    store: CaseStore,
+    teachers: Sequence[TeacherFolder | LiveTeacher],
+    cases: Sequence[Case],
+) -> dict[str, tuple[bool, ...]]:
+    """Which teachers were trained on which cases, if `teachers.oof` asks."""
+    if cfg.teachers.oof == "off" or not teachers:
+        return {}
+    data = cfg.data
+    return seen_cases(
+        [teacher.name for teacher in teachers],
+        [TrainedOn.from_record(teacher.trained_on) for teacher in teachers],
+        cfg.teachers.folds,
+        cases,
+        image_hash=lambda case: store.get(case).image_hash,
+        fold=lambda k: dataset.fold(k, data.folds, data.split_seed, data.group_by),
     )
 
 

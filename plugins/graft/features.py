@@ -65,6 +65,7 @@ class TeacherFolder:
         labels: Label values by name.
         verify: Check digests when a file is first opened.
         family: Convention of the logits (`regions.teacher_probabilities`).
+        trained_on: Which cases the teacher has seen (`teachers.seen.TrainedOn`); empty if that is unknown.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class TeacherFolder:
     dtype: torch.dtype
     verify: bool = True
     family: str = "nnunet"
+    trained_on: dict[str, Any] = field(default_factory=dict)
     _verified: Verified = field(default_factory=Verified, repr=False, compare=False)
 
     @property
@@ -178,6 +180,8 @@ class FeatureWriter:
         target: str,
         labels: Mapping[str, int],
         dtype: str,
+        pooled: bool = False,
+        trained_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.teacher = teacher
@@ -191,16 +195,17 @@ class FeatureWriter:
             "target": target,
             "labels": dict(labels),
             "dtype": dtype,
+            **({"pooled": True} if pooled else {}),
+            **({"trained_on": dict(trained_on)} if trained_on else {}),
         }
         old = path / TEACHER_FILE
         if old.is_file():
             known = _read_json(old, "")
-            if {key: known.get(key) for key in record if key != "source"} != {
-                key: value for key, value in record.items() if key != "source"
-            }:
+            compared = {*record, "pooled"} - {"source", "trained_on"}
+            if any(known.get(key) != record.get(key) for key in compared):
                 raise DataError(
                     str(path),
-                    why="it holds the features of another teacher, or of other taps or precision",
+                    why="it holds the features of another teacher, or of other taps, precision or pooling",
                     do="choose a new folder with -o, or remove this one",
                 )
         _write(old, json.dumps(record, indent=2).encode() + b"\n")
@@ -281,6 +286,7 @@ def open_teacher(path: Path, *, verify: bool = True) -> TeacherFolder:
             verify=verify,
             # `import-features` turns every family's logits into the student's own channels.
             family=str(record.get("family", "nnunet")),
+            trained_on=dict(record.get("trained_on") or {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refuse(

@@ -15,9 +15,10 @@ from .data import GraftData
 from .duties import stratified
 from .features import LOGITS
 from .samples import Batch, collate
+from .teachers import unseen_means
 from .weighting import (
     from_quality,
-    probe_qualities,
+    probe_scores,
     teacher_quality,
     uniform,
     with_floor,
@@ -87,13 +88,14 @@ def measure(cfg: GraftConfig, data: GraftData, kinds: Sequence[str]) -> Priors:
         cases = stratified(cases, cfg.weighting.cases, cfg.train.seed, "quality", data.store)
     found = data.samples(cases, teachers=True)
     samples = [found[k] for k in range(len(found))]
-    scores = [batch_quality(collate([sample]), data)[0] for sample in samples]
-    priors.quality.copy_(torch.stack(scores).mean(dim=0))
+    seen = data.in_sample([case.id for case in cases]) if out_of_fold(cfg) else None
+    scores = torch.stack([_logit_quality(sample, data) for sample in samples])
+    priors.quality.copy_(scores.mean(dim=0) if seen is None else unseen_means(scores, seen))
     floor = floor_of(cfg)
     for kind in kinds:
         quality, temperature = priors.quality, cfg.weighting.temperature
         if mode == "probe" and kind != LOGITS:
-            quality, temperature = _probe(data, samples, kind), cfg.weighting.probe_temperature
+            quality, temperature = _probe(data, samples, kind, seen), cfg.weighting.probe_temperature
         priors.get_buffer(f"quality_{kind}").copy_(quality)
         if mode not in ("uniform", "fixed"):
             weights = with_floor(from_quality(quality, temperature=temperature), floor)
@@ -133,11 +135,26 @@ def batch_quality(batch: Batch, data: GraftData) -> Tensor:
     return teacher_quality(batch.logits, target.encode(batch.label), target, families=data.families)
 
 
-def _probe(data: GraftData, samples: Sequence[Mapping[str, Any]], tap: str) -> Tensor:
-    """Probe quality of each teacher's features, ``(N,)``."""
+def out_of_fold(cfg: GraftConfig) -> bool:
+    """Whether quality is measured on cases that a teacher was not trained on."""
+    return cfg.teachers.oof in ("mean", "unseen")
+
+
+def _logit_quality(sample: Mapping[str, Any], data: GraftData) -> Tensor:
+    """Dice of each teacher on one sample, ``(N,)``."""
+    batch = collate([sample], data.device)
+    return batch_quality(data.complete(batch, taps=()), data)[0].cpu()
+
+
+def _probe(data: GraftData, samples: Sequence[Mapping[str, Any]], tap: str, seen: Tensor | None) -> Tensor:
+    """Probe quality of each teacher's features, ``(N,)``; with `seen` ``(K, N)``, on unseen cases only."""
     labels: list[Tensor] = [sample["label"] for sample in samples]
 
     def reader(teacher: int) -> Callable[[int], Tensor]:
-        return lambda k: samples[k]["features"][tap][teacher].float()
+        if data.live is None:
+            return lambda k: samples[k]["features"][tap][teacher].float()
+        live = data.live
+        return lambda k: live.ask(teacher, collate([samples[k]], live.device), (tap,))[tap][0].float()
 
-    return probe_qualities([reader(teacher) for teacher in range(len(data.teachers))], labels)
+    scores = probe_scores([reader(teacher) for teacher in range(len(data.teachers))], labels)
+    return scores.nanmean(dim=0).nan_to_num(0.0) if seen is None else unseen_means(scores, seen)

@@ -218,6 +218,39 @@ def teacher_probabilities(logits: Tensor, target: Target, family: str = "nnunet"
     raise ConfigError(f"teacher family '{family}'", why=did_you_mean(family, FAMILIES))
 
 
+def converted(logits: Tensor, have: Target, want: Target) -> Tensor:
+    """Turn logits ``(B, K, ...)`` of one target's channels into those of another, by their label values.
+
+    Classes give regions and joined classes exactly, through log-sum-exp; regions give regions: one of the
+    same values, or the largest of several that make it up.
+
+    Raises:
+        DataError: The labels of `want` cannot be told from those of `have`.
+    """
+    if (have.softmax, have.sets) == (want.softmax, want.sets):
+        return logits
+    channels = []
+    for wanted in want.sets:
+        inside = [k for k, values in enumerate(have.sets) if set(values) <= set(wanted)]
+        exact = [k for k in inside if set(have.sets[k]) == set(wanted)]
+        known = {value for k in inside for value in have.sets[k]}
+        if known != set(wanted) or (want.softmax and not have.softmax):
+            raise DataError(
+                "logits of a teacher",
+                why=f"it tells {_listed(have)} apart, the student {_listed(want)}",
+                do="choose another target.kind, or other teachers",
+            )
+        if not have.softmax:
+            channels.append(logits[:, exact[:1] or inside].amax(dim=1))
+            continue
+        joined = logits[:, inside].float().logsumexp(dim=1)
+        if not want.softmax:
+            outside = [k for k in range(len(have.sets)) if k not in inside]
+            joined = joined - logits[:, outside].float().logsumexp(dim=1)
+        channels.append(joined)
+    return torch.stack(channels, dim=1)
+
+
 def teacher_threshold(family: str) -> float:
     """The probability above which a teacher of this family calls a voxel cancer."""
     return 0.1 if family == "prostatlasdiff" else THRESHOLD
@@ -228,6 +261,11 @@ def _provicnet(p: Tensor, target: Target) -> Tensor:
     if target.channels == 2:
         return torch.stack((prostate, cancer + significant), dim=1)
     return torch.stack((prostate, cancer, significant), dim=1)
+
+
+def _listed(target: Target) -> str:
+    kind = "classes" if target.softmax else "regions"
+    return f"{kind} {', '.join(str(set(values)) for values in target.sets)}"
 
 
 def _misfit(family: str, found: int, target: Target, expected: Sequence[int]) -> DataError:

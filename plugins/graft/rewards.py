@@ -14,7 +14,7 @@ from .config import GraftConfig
 from .data import GraftData
 from .models import as_output
 from .regions import Target, teacher_probabilities
-from .samples import Batch, SampleSet, collate
+from .samples import Batch, collate
 from .weighting import composite_reward, ensemble, focus_dice, reward_ce
 
 
@@ -114,8 +114,8 @@ class RewardMeter:
         found = []
         for case in cases:
             if case.id not in self._cached:
-                samples = SampleSet(self.data.store, [case], teachers=self.data.teachers)
-                self._cached[case.id] = collate([samples[0]]).to(self.device)
+                sample = self.data.samples([case], teachers=True, taps=())[0]
+                self._cached[case.id] = self.data.complete(collate([sample], self.device), taps=())
             found.append(self._cached[case.id])
         return Batch.join(found)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from medrl.core.errors import DataError
 from medrl.core.types import Case, Volume
 from medrl.core.volume import read_volume, same_grid
 
+from .augment import augmented
 from .config import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
 from .mapped import Stored, by_name, by_value
@@ -176,7 +177,8 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         teachers: Feature folders; empty gives samples without teachers.
         taps: Layers to read.
         labelled: Whether labels may be looked at; False gives an empty target.
-        augment: Random changes of the intensities; None for none.
+        augment: Random changes; None for none.
+        views: Prepare each case once more, for live teachers that want other intensities.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         taps: Sequence[str] = (),
         labelled: bool = True,
         augment: AugmentConfig | None = None,
+        views: Sequence[CaseStore] = (),
     ) -> None:
         self.store = store
         self.cases = tuple(cases)
@@ -195,6 +198,7 @@ class SampleSet(TorchDataset[dict[str, Any]]):
         self.taps = tuple(taps)
         self.labelled = labelled
         self.augment = augment
+        self.views = tuple(views)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -218,14 +222,18 @@ class SampleSet(TorchDataset[dict[str, Any]]):
             valid.append(arrays.get(VALID, torch.ones(1, 1, 1, 1)))
             for tap in self.taps:
                 features[tap].append(arrays[tap])
-        image = torch.from_numpy(window.cut(prepared.image))
+        others = [store.get(case) for store in self.views]
+        images = [torch.from_numpy(window.cut(item.image)) for item in (prepared, *others)]
+        seen = torch.from_numpy(window.cut(label).astype(np.int64))
+        organ = torch.from_numpy(window.cut(mask))
         if self.augment is not None:
-            image = jitter(image, self.augment)
+            images, seen, organ = augmented(images, seen, organ, self.augment)
         return {
             "case_id": case.id,
-            "image": image,
-            "label": torch.from_numpy(window.cut(label).astype(np.int64)),
-            "mask": torch.from_numpy(window.cut(mask)),
+            "image": images[0],
+            "views": images[1:],
+            "label": seen,
+            "mask": organ,
             "labelled": self.labelled and prepared.label is not None,
             "features": features,
             "logits": logits,
@@ -246,6 +254,7 @@ class Batch:
         features: By tap, one ``(B, F, D', H', W')`` for each teacher, in the stored precision.
         logits: One ``(B, K, D, H, W)`` for each teacher.
         valid: Where they count, 1 or 0, for each teacher; ``(B, 1, 1, 1, 1)`` if everywhere.
+        views: The image in other normalisations, for live teachers.
     """
 
     case_ids: tuple[str, ...]
@@ -256,6 +265,7 @@ class Batch:
     features: dict[str, list[Tensor]]
     logits: list[Tensor]
     valid: list[Tensor]
+    views: list[Tensor] = field(default_factory=list)
 
     def to(self, device: torch.device) -> Batch:
         """Move every tensor."""
@@ -272,6 +282,7 @@ class Batch:
             {tap: [move(item) for item in items] for tap, items in self.features.items()},
             [move(item) for item in self.logits],
             [move(item) for item in self.valid],
+            [move(item) for item in self.views],
         )
 
     @staticmethod
@@ -293,6 +304,7 @@ class Batch:
             },
             [torch.cat([batch.logits[i] for batch in batches]) for i in teachers],
             [torch.cat([batch.valid[i] for batch in batches]) for i in teachers],
+            [torch.cat([batch.views[i] for batch in batches]) for i in range(len(first.views))],
         )
 
 
@@ -339,6 +351,7 @@ def collate(samples: Sequence[Mapping[str, Any]], device: torch.device | None = 
         },
         [stack(sample["logits"][i] for sample in samples) for i in teachers],
         [stack(sample["valid"][i] for sample in samples) for i in teachers],
+        [stack(sample["views"][i] for sample in samples) for i in range(len(first["views"]))],
     )
 
 
@@ -350,20 +363,6 @@ def _opened(item: Tensor | Stored) -> Tensor:
         raise DataError(
             what, why=f"it cannot be read any more ({error})", do="leave the features alone while training"
         ) from error
-
-
-def jitter(image: Tensor, augment: AugmentConfig) -> Tensor:
-    """Change the intensities of ``(C, D, H, W)`` at random: gain, offset and white noise for each channel.
-
-    Draws from the global stream, which the loader seeds for each sample.
-    """
-    size = (image.shape[0], 1, 1, 1)
-    gain = 1.0 + augment.scale * (2.0 * torch.rand(size) - 1.0)
-    offset = augment.shift * (2.0 * torch.rand(size) - 1.0)
-    changed = image * gain + offset
-    if augment.noise > 0:
-        changed = changed + augment.noise * torch.randn(image.shape)
-    return changed
 
 
 def _prepared(

@@ -18,12 +18,13 @@ from .batches import Batches
 from .config import GraftConfig
 from .data import GraftData
 from .init_from import apply_weights, init_student
+from .lengths import in_steps, steps_per_epoch
 from .losses import Projections
 from .models import PlainConvUNet, as_output
 from .objective import Objective, balancing, named_loss
 from .planning import build_network
 from .priors import measure
-from .steering import Scene, build_policy, described, steer, weighed_kinds
+from .steering import Scene, build_policy, described, in_force, steer, weighed_kinds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,7 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     the student learns from labels, teachers' features and teachers' logits; if there is an agent, the change
     of the reward that this update caused is what its action earned, and at the end of an episode it learns.
     """
+    cfg = in_steps(cfg, steps_per_epoch(cfg, len(data.labelled), len(data.unlabelled), rt.world_size))
     student = start_student(rt, cfg, data)
     projections = build_projections(cfg, data, student)
     taps = data.taps if projections is not None else ()
@@ -58,13 +60,9 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     rt.checkpoint.register(student=student, priors=priors, optimizer=optimizer)
     if projections is not None:
         rt.checkpoint.register(projections=projections)
-    rt.checkpoint.describe(
-        label_names=dict(data.plan.labels),
-        channel_names=list(data.plan.channel_names),
-        spacing=list(data.plan.spacing),
-        plan=data.plan.to_meta(),
-        teachers=[teacher.teacher for teacher in data.teachers],
-    )
+    if data.live is not None:
+        rt.checkpoint.register(live_teachers=data.live)
+    rt.checkpoint.describe(**data.description())
     batches = Batches(rt, cfg, data)
     scene = Scene(rt, cfg, data, student, projections, objective, priors, optimizer, batches.steps_per_epoch)
     steering = steer(scene, policy)
@@ -78,7 +76,7 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
             batch = batches.draw(steering.held_out(step))
             with rt.autocast():
                 output = as_output(student(batch.image.contiguous(memory_format=layout)))
-                weights = steering.weights(step, batch, output)
+                weights = in_force(steering.weights(step, batch, output), batch, scene)
                 loss, facts = objective(output, batch, projections, weights)
             rt.backward(loss, cases=batch.case_ids)
             facts |= described(weights, data.teacher_names)

@@ -12,9 +12,10 @@ import torch
 from medrl.core.cache import Cache
 from medrl.core.errors import ConfigError, DataError
 from medrl.plugins.graft import data, duties, planning
+from medrl.plugins.graft.augment import jitter
 from medrl.plugins.graft.config import AugmentConfig
 from medrl.plugins.graft.plans import SamplePlan, read_statistics
-from medrl.plugins.graft.samples import collate, jitter
+from medrl.plugins.graft.samples import collate
 from medrl.plugins.graft.windows import Window, centre_window, mask_window, rounded_up
 
 
@@ -211,7 +212,7 @@ def test_prepared_cases_change_when_a_file_changes(make_job, tmp_path, phantoms)
 def test_jitter_changes_each_channel_by_gain_and_offset_only():
     torch.manual_seed(0)
     image = torch.randn(2, 4, 5, 6)
-    changed = jitter(image, AugmentConfig(scale=0.2, shift=0.3, noise=0.0))
+    (changed,) = jitter([image], AugmentConfig(scale=0.2, shift=0.3, noise=0.0))
     for before, after in zip(image, changed, strict=True):
         gain = (after.max() - after.min()) / (before.max() - before.min())
         assert 0.8 <= float(gain) <= 1.2

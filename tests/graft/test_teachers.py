@@ -12,7 +12,7 @@ import torch
 from medrl.core.cache import Cache
 from medrl.core.checkpoint import find_checkpoint, load_checkpoint
 from medrl.core.errors import CheckpointError, ConfigError, DataError, RuntimeFault
-from medrl.plugins.graft import data, teachers
+from medrl.plugins.graft import data, teachers, train
 from medrl.plugins.graft.features import DTYPES, Expected, FeatureWriter, open_teacher, open_teachers
 from medrl.plugins.graft.models import as_output
 from medrl.plugins.graft.windows import centre_window
@@ -196,9 +196,7 @@ def test_extracted_features_are_those_of_the_teacher_on_the_students_window(
     )
     assert (found.written, found.kept) == (8, 0)
     student = data.gather_data(config, manager, Cache(tmp_path / "cache"))
-    teacher = teachers.Teacher(
-        load_checkpoint(teachers.find_teachers(teacher_runs)[1]), manager, torch.device("cpu")
-    )
+    teacher = teachers.open_network(teachers.find_teachers(teacher_runs)[1], manager, torch.device("cpu"))
     case = student.labelled[0]
     prepared = student.store.get(case)
     stored = open_teacher(found.folders[1]).read(student.store.expected(prepared), ["neg1", "neg2", "logits"])
@@ -207,6 +205,37 @@ def test_extracted_features_are_those_of_the_teacher_on_the_students_window(
     assert torch.allclose(stored["logits"], live.main[0], atol=1e-5)
     assert torch.allclose(stored["neg1"], live.features["neg1"][0], atol=1e-5)
     assert stored["neg2"].shape == live.features["neg2"][0].shape
+
+
+def test_pooled_files_take_a_quarter_of_the_space_and_train(
+    teacher_runs, manager, resolve, tmp_path, make_job
+):
+    runs = teachers.find_teachers(teacher_runs)
+    whole = teachers.extract(manager, resolve([]).config, runs, tmp_path / "whole", dtype="fp32")
+    small = teachers.extract(manager, resolve([]).config, runs, tmp_path / "small", dtype="fp32", pooled=True)
+    assert small.bytes < 0.6 * whole.bytes  # the logits stay whole
+    student = data.gather_data(resolve([]).config, manager, Cache(tmp_path / "cache"))
+    expected = student.store.expected(student.store.get(student.labelled[0]))
+    a, b = (open_teacher(found.folders[0]).read(expected, ["neg1", "logits"]) for found in (whole, small))
+    assert torch.equal(a["logits"], b["logits"])
+    blocks = a["neg1"].unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(-1, -2))
+    assert torch.allclose(blocks, b["neg1"], atol=1e-5)
+    with pytest.raises(DataError, match="pooling"):
+        teachers.extract(manager, resolve([]).config, runs, tmp_path / "small", dtype="fp32")
+    job = make_job(
+        tmp_path / "run",
+        {
+            "teachers": {"features": [str(tmp_path / "small")]},
+            "weighting": {"mode": "reinforce", "prior": "probe"},
+            "agent": {"policy": "state"},
+            "split": {"reward": 0.4},
+            "distill": {"mask_features": True},
+        },
+    )
+    with job.runtime() as rt:
+        train.fit(rt, job.config, data.load(rt, job.config))
+    rows = [json.loads(line) for line in (job.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("loss_features", 0) > 0] == [1, 2, 3]
 
 
 def test_extraction_goes_on_where_it_stopped(teacher_runs, manager, resolve, tmp_path):

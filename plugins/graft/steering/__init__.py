@@ -13,7 +13,7 @@ from .aligned import AlignedSteering
 from .learner import Learner
 from .meta import MetaSteering
 from .published import PublishedSteering
-from .scene import Scene, Steering, by_teacher, described
+from .scene import Scene, Steering, by_teacher, described, in_force
 
 __all__ = [
     "AlignedSteering",
@@ -25,6 +25,7 @@ __all__ = [
     "build_policy",
     "by_teacher",
     "described",
+    "in_force",
     "steer",
     "weighed_kinds",
 ]
@@ -53,7 +54,7 @@ def build_policy(cfg: GraftConfig, data: GraftData, kinds: tuple[str, ...]) -> n
         return FreePolicy(len(data.teachers), heads=kinds)
     return TeacherPolicy(
         [state_channels(teacher.channels, data.taps) for teacher in data.teachers],
-        state_scalars(data.taps, disagreement=cfg.agent.disagreement),
+        state_scalars(data.taps, disagreement=cfg.agent.disagreement, in_sample=cfg.teachers.oof == "flag"),
         heads=kinds,
         residual=mode == "reinforce",
         factors=mode == "legacy" and cfg.agent.dynamic,

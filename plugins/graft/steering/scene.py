@@ -16,9 +16,10 @@ from medrl.plugins.graft.data import GraftData
 from medrl.plugins.graft.losses import Projections
 from medrl.plugins.graft.models import StudentOutput, tap
 from medrl.plugins.graft.objective import Objective
-from medrl.plugins.graft.priors import Priors, batch_quality, floor_of
+from medrl.plugins.graft.priors import Priors, batch_quality, floor_of, out_of_fold
 from medrl.plugins.graft.regions import teacher_probabilities
 from medrl.plugins.graft.samples import Batch
+from medrl.plugins.graft.teachers import unseen_only
 from medrl.plugins.graft.weighting import (
     disagreement,
     entropy,
@@ -82,6 +83,7 @@ class Scene:
             similarity=alike,
             quality=self.quality(batch),
             disagreement=disagreement(found, target.focus) if self.cfg.agent.disagreement else None,
+            in_sample=self._in_sample(batch) if self.cfg.teachers.oof == "flag" else None,
         )
 
     @torch.no_grad()
@@ -94,9 +96,22 @@ class Scene:
         return found
 
     def quality(self, batch: Batch) -> Tensor:
-        """Dice of each teacher on each sample, ``(B, N)``; where unlabelled, its mean over labelled cases."""
+        """Dice of each teacher on each sample, ``(B, N)``; where unlabelled, its mean over labelled cases.
+
+        Out of fold, also where the teacher was trained on the sample.
+        """
         own = batch_quality(batch, self.data)
-        return torch.where(batch.labelled[:, None], own, self.priors.quality[None])
+        measured = batch.labelled[:, None].expand_as(own)
+        if out_of_fold(self.cfg):
+            measured = measured & ~self._in_sample(batch)
+        return torch.where(measured, own, self.priors.quality[None])
+
+    def _in_sample(self, batch: Batch) -> Tensor:
+        """Which teachers were trained on which samples, ``(B, N)`` bool."""
+        seen = self.data.in_sample(batch.case_ids)
+        if seen is None:
+            return torch.zeros(len(batch.case_ids), len(self.data.teachers), dtype=torch.bool)
+        return seen.to(batch.labelled.device)
 
 
 class Steering:
@@ -140,6 +155,12 @@ class Steering:
         """Learn from a validation; return numbers for the log."""
         del step, dice
         return {}
+
+
+def in_force(weights: Mapping[str, Tensor], batch: Batch, scene: Scene) -> dict[str, Tensor]:
+    """Weights as they apply to a batch: with `teachers.oof: unseen`, none on a teacher's training cases."""
+    seen = scene.data.in_sample(batch.case_ids) if scene.cfg.teachers.oof == "unseen" else None
+    return dict(weights) if seen is None else unseen_only(weights, seen)
 
 
 def described(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:

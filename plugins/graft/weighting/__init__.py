@@ -18,7 +18,12 @@ from medrl.plugins.graft.weighting.meta import (
     context_weights,
     meta_weights,
 )
-from medrl.plugins.graft.weighting.probe import ProbeSettings, probe_qualities, probe_quality
+from medrl.plugins.graft.weighting.probe import (
+    ProbeSettings,
+    probe_qualities,
+    probe_quality,
+    probe_scores,
+)
 from medrl.plugins.graft.weighting.rules import (
     PROBE_TEMPERATURE,
     QUALITY_TEMPERATURE,
@@ -60,6 +65,7 @@ __all__ = [
     "meta_weights",
     "probe_qualities",
     "probe_quality",
+    "probe_scores",
     "project_simplex",
     "reward_ce",
     "similarity",

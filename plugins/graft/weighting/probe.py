@@ -9,6 +9,7 @@ Source: measured on hippocampus images (five labelled cases); not part of the or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,13 @@ class ProbeSettings:
 
 
 def probe_quality(read: Read, labels: Sequence[Tensor], settings: ProbeSettings | None = None) -> float:
-    """Leave-one-out quality of one teacher.
+    """Leave-one-out quality of one teacher: the mean of `case_scores`, in [0, 1]."""
+    scores = [score for score in case_scores(read, labels, settings) if not math.isnan(score)]
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def case_scores(read: Read, labels: Sequence[Tensor], settings: ProbeSettings | None = None) -> list[float]:
+    """Leave-one-out score of one teacher on each case.
 
     Args:
         read: Gives the features ``(C, D, H, W)`` of case k of `labels`; called a few times, so that only
@@ -50,7 +57,7 @@ def probe_quality(read: Read, labels: Sequence[Tensor], settings: ProbeSettings 
         settings: Of the read-out.
 
     Returns:
-        Mean Dice over the cases and over the structures of each case; in [0, 1].
+        For each case the mean Dice over its structures, in [0, 1]; NaN where it neither has nor gets one.
 
     Raises:
         DataError: Fewer than two labelled cases, no structure in any of them, or features on another grid
@@ -76,9 +83,16 @@ def probe_quality(read: Read, labels: Sequence[Tensor], settings: ProbeSettings 
         found = torch.einsum("kc,cdhw->kdhw", weight, _standard(read(held))) + bias.view(-1, 1, 1, 1)
         truth = _resized(item, tuple(found.shape[1:]))
         dice = _dice(values.to(found.device)[found.argmax(dim=0)], truth, values)
-        if dice is not None:
-            scores.append(dice)
-    return sum(scores) / len(scores) if scores else 0.0
+        scores.append(math.nan if dice is None else dice)
+    return scores
+
+
+def probe_scores(
+    readers: Sequence[Read], labels: Sequence[Tensor], settings: ProbeSettings | None = None
+) -> Tensor:
+    """Scores of all teachers on all cases, ``(K, N)`` float64; NaN as `case_scores` has it."""
+    found = [case_scores(read, labels, settings) for read in readers]
+    return torch.tensor(found, dtype=torch.float64).T
 
 
 def probe_qualities(
