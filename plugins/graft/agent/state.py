@@ -77,11 +77,11 @@ def make_state(
     """
     spatial = []
     for teacher, output in zip(features, logits, strict=True):
-        parts = [teacher[tap].detach().float() for tap in taps] + [output.detach().float()]
+        parts = [teacher[tap].detach() for tap in taps] + [output.detach()]
         if pooled_first:
-            parts = [F.adaptive_avg_pool3d(part, size) for part in parts]
+            parts = [_pooled(part, size) for part in parts]
         else:
-            parts = [_matched(part, parts[0]) for part in parts]
+            parts = [_matched(part.float(), parts[0]) for part in parts]
         if normalise:
             parts = [
                 part / (part.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt() + 1e-6) for part in parts
@@ -100,6 +100,12 @@ def state_channels(teacher: Mapping[str, int], taps: Sequence[str]) -> int:
 def state_scalars(taps: Sequence[str], *, disagreement: bool, in_sample: bool = False) -> int:
     """Scalars of each teacher: likeness at each tap, quality, and the optional parts."""
     return len(tuple(taps)) + 1 + int(disagreement) + int(in_sample)
+
+
+def _pooled(part: Tensor, size: Size) -> Tensor:
+    """Means over cells in float32; on a CPU one channel at a time, whose float32 copy stays in its cache."""
+    groups = part.split(1, dim=1) if part.device.type == "cpu" else (part,)
+    return torch.cat([F.adaptive_avg_pool3d(group.float(), size) for group in groups], dim=1)
 
 
 def _matched(part: Tensor, like: Tensor) -> Tensor:
