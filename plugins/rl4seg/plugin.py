@@ -63,15 +63,6 @@ def medrl_register_datasets(registry: Any) -> None:
 
 
 @hookimpl
-def medrl_register_datasets(registry: Any) -> None:
-    """Register the readers of what the original reads."""
-    add, data = registry.add, f"{_HERE}.data"
-    add("camus", f"{data}:open_camus", summary="CAMUS as NIfTI: img and gt folders, or a folder a patient")
-    add("esed", f"{data}:open_esed", summary="ES and ED frames listed in a CSV file")
-    add("vital", f"{data}:open_vital", summary="CAMUS as the HDF5 file of vital")
-
-
-@hookimpl
 def medrl_register_commands(commands: Any) -> None:
     """Register train, predict, demo, the tools of single stages, and those that measure."""
     commands.train(f"{_HERE}.commands:train")
