@@ -58,6 +58,8 @@ class _Bound(ABC):
     def bind(self, truth: Tensor | None = None) -> RewardFn:
         """Return a function of actions and images.
 
+        Several actions of an image follow each other; each is compared with the labels of that image.
+
         Raises:
             ConfigError: An oracle is given no reference labels.
         """
@@ -214,6 +216,9 @@ def _checked(reward: _Bound, actions: Tensor, truth: Tensor | None, images: Tens
     """The reference labels, if they are there and fit."""
     if truth is None:
         raise _without_labels(reward)
+    samples = actions.shape[0] // max(1, truth.shape[0])
+    if samples > 1:
+        truth = truth.repeat_interleave(samples, dim=0)
     if not actions.shape == truth.shape == images.shape[:1] + images.shape[2:]:
         raise RuntimeFault(
             f"reward {type(reward).__name__}",

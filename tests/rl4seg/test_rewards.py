@@ -102,6 +102,15 @@ def test_a_bound_reward_is_a_function_of_actions_and_images():
     assert torch.equal(learned.bind()(PRED, IMAGE), learned(PRED, IMAGE))
 
 
+def test_several_actions_of_an_image_are_compared_with_its_labels():
+    truth = torch.tensor([[[0, 0]], [[1, 1]]])
+    actions = torch.tensor([[[0, 0]], [[0, 1]], [[1, 1]], [[1, 0]]])
+    reward = r.Accuracy().bind(truth)(actions, torch.zeros(4, 1, 1, 2))
+    assert reward.flatten().tolist() == [1.0, 0.5, 1.0, 0.5]
+    with pytest.raises(RuntimeFault, match="reference labels"):
+        r.Accuracy().bind(truth)(actions[:3], torch.zeros(3, 1, 1, 2))
+
+
 @pytest.mark.parametrize("oracle", [r.PixelwiseAccuracy(), r.AccuracyMap(), r.Accuracy(), r.Dice(3)])
 def test_an_oracle_without_labels_says_so(oracle):
     assert oracle.needs_truth
