@@ -9,7 +9,6 @@ Source: fastMRI evaluate.py and losses.py; Wang et al. 2004 for SSIM.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
@@ -111,10 +110,16 @@ class SsimTarget:
 
 
 def _window_mean(values: Tensor) -> Tensor:
-    """Mean over every 7×7 window that lies within the image."""
-    flat = values.reshape(-1, 1, *values.shape[-2:])
-    found = F.avg_pool2d(F.avg_pool2d(flat, (WINDOW, 1), stride=1), (1, WINDOW), stride=1)
-    return found.view(*values.shape[:-2], *found.shape[-2:])
+    """Mean over every 7×7 window that lies within the image, one axis after the other."""
+    return _sums_of_seven(_sums_of_seven(values, -1), -2) * (1.0 / WINDOW**2)
+
+
+def _sums_of_seven(values: Tensor, axis: int) -> Tensor:
+    """Sums of 7 neighbours along an axis, as 4 + 2 + 1; several times faster than pooling on a CPU."""
+    count = values.shape[axis] - 6
+    two = values.narrow(axis, 0, count + 5) + values.narrow(axis, 1, count + 5)
+    four = two.narrow(axis, 0, count) + two.narrow(axis, 2, count)
+    return four.narrow(axis, 0, count) + two.narrow(axis, 4, count) + values.narrow(axis, 6, count)
 
 
 def _unbiased(covariance: Tensor) -> Tensor:
