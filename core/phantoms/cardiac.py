@@ -1,8 +1,8 @@
 """Synthetic short-axis cardiac MR: body, lungs, right ventricle, myocardium, left ventricle, as real files.
 
 A heart is drawn as numbers (`draw_anatomy`) and painted on a grid of any size (`draw`); `write_cardiac`
-writes patients with slices from base to apex at end-diastole and end-systole, in nnU-Net raw layout. Patient k
-depends on the seed and k alone. `Anatomy()` is the canonical phantom, whose numbers are known.
+writes patients with slices from base to apex at end-diastole and end-systole, in nnU-Net raw layout. Patient
+k depends on the seed and k alone. `Anatomy()` is the canonical phantom, whose numbers are known.
 
 Painted arrays are ``(H, W)``: rows y, columns x. Files hold ``(X, Y, Z)``.
 """
@@ -38,7 +38,7 @@ LABELS = {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
 CHANNELS = ("MR",)
 FRAMES = ("ED", "ES")
 SIDECAR = "kspace.json"
-"""What magnitude images cannot hold: for each case ``{"shift_k": columns}``, where the k-space centre lies."""
+"""What magnitude images cannot hold: ``{"shift_k": columns}``, where the k-space centre of a case lies."""
 
 _VERSION = 1
 _FIELD_MM = 320.0

@@ -111,7 +111,7 @@ def test_the_dataset_passes_every_check_and_groups_frames_by_patient(tmp_path):
     dataset = open_dataset(root)
     assert [case.patient for case in dataset.cases][:3] == ["cardiac_000", "cardiac_000", "cardiac_001"]
     assert dataset.labels == LABELS
-    image, label = load_case(dataset, dataset.cases[0])
+    image, label = load_case(dataset, dataset.cases[0], with_label=True)
     assert image.data.shape == (1, 32, 24, 3)
     assert image.spacing == pytest.approx((10.0, 320 / 24, 10.0))
     patient = make_patient(0, 0, shape=(32, 24), slices=3)
