@@ -180,7 +180,8 @@ def _atrium(heart: Heart, along: Array, beside: Array, base: Array) -> Array:
     offset = length * np.sqrt(1.0 - (mouth / width) ** 2)
     middle = heart.cut * heart.long + offset
     inside = 1.0 - np.hypot(beside / width, (along - middle) / length)
-    return np.minimum(inside * width, -base)
+    value: Array = np.minimum(inside * width, -base)
+    return value
 
 
 def _right(heart: Heart, along: Array, beside: Array, shell: Array, septum: float) -> Array:

@@ -363,15 +363,16 @@ def equalise(images: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
     for item in result.reshape(-1, *result.shape[-2:]):
         if float(item.max()) > float(item.min()):
             item[...] = equalize_adapthist(item.astype(np.float64), clip_limit=clip)
-    return np.clip(result, 0.0, 1.0, out=result)
+    np.clip(result, 0.0, 1.0, out=result)
+    return result
 
 
 def _unit_range(slices: NDArray[np.float32], plan: SamplePlan, name: str) -> NDArray[np.float32]:
     """Grey values ``(Z, C, H, W)`` to [0, 1]."""
     if plan.intensity == "percentile":
         low, high = np.percentile(slices, plan.percentiles, axis=(2, 3), keepdims=True)
-        scaled = (slices - low) / np.maximum(high - low, 1e-6)
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+        unit: NDArray[np.float32] = np.clip((slices - low) / np.maximum(high - low, 1e-6), 0.0, 1.0)
+        return unit.astype(np.float32)
     least, most = float(slices.min()), float(slices.max())
     if least < 0 or most > 255:
         raise DataError(
@@ -379,7 +380,8 @@ def _unit_range(slices: NDArray[np.float32], plan: SamplePlan, name: str) -> NDA
             why=f"intensities from {least:g} to {most:g}, expected grey values from 0 to 255",
             do="--set sample.intensity=percentile",
         )
-    return slices / np.float32(255.0) if most > 1 else slices
+    scaled = slices / np.float32(255.0) if most > 1 else slices
+    return scaled
 
 
 def _resized(images: Tensor, size: Size) -> Tensor:
