@@ -380,8 +380,7 @@ def _unit_range(slices: NDArray[np.float32], plan: SamplePlan, name: str) -> NDA
             why=f"intensities from {least:g} to {most:g}, expected grey values from 0 to 255",
             do="--set sample.intensity=percentile",
         )
-    scaled = slices / np.float32(255.0) if most > 1 else slices
-    return scaled
+    return slices / np.float32(255.0) if most > 1 else slices
 
 
 def _resized(images: Tensor, size: Size) -> Tensor:
