@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import sys
 import time
@@ -29,17 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 
 from medrl.core.config import Layer, resolve_method
 from medrl.core.manager import PluginManager
 from medrl.core.phantoms.echo import write_echo
-from medrl.core.volume import read_volume
 from medrl.plugins.rl4seg.compare import catalogue, report, running
 from medrl.plugins.rl4seg.compare.outcome import Outcome
 from medrl.plugins.rl4seg.compare.work import merged
+from medrl.plugins.rl4seg.data import open_domain
+from medrl.plugins.rl4seg.data_config import SourceConfig
+from medrl.plugins.rl4seg.device_shift import DeviceShift, split_by_patient, write_shifted
 from medrl.plugins.rl4seg.scoring import VALID
 from medrl.plugins.rl4seg.uncertainty import averages
 
@@ -48,8 +47,10 @@ CASES = {"source": 160, "target": 320, "test": 128}
 SEEDS = {"tune": (101, 102), "report": (1, 2, 3, 4, 5)}
 OUTER_SEEDS = 3
 """The outer settings take the first seeds only."""
-PATIENTS = {"source": 16, "target": 8, "test": 8}
-"""Real patients of a seed, two images each."""
+SHARES = (0.5, 0.25, 0.25)
+"""Parts of the real patients: source, target, test; two images each."""
+DEVICE = 0.7
+"""Strength of the simulated device."""
 
 
 @dataclass(frozen=True)
@@ -114,82 +115,35 @@ def data_folder(work: Path, setting: Setting, seed: int, domain: str) -> Path:
     return work / "data" / setting.name / f"seed_{seed}_{domain}"
 
 
-def prepare(work: Path, camus: Path | None) -> None:
-    """Write the datasets of all settings and seeds."""
-    for group in SEEDS:
-        for setting in SETTINGS:
-            for seed in seeds_of(setting, group):
-                if setting.phantom is None:
-                    if camus is None:
-                        print("real images are left out: no --data")
-                    else:
-                        split_patients(work, setting, seed, camus)
-                    continue
-                write_echo(
-                    data_folder(work, setting, seed, "source"),
-                    cases=CASES["source"],
-                    test_cases=0,
-                    seed=10 * seed + 1,
-                )
-                write_echo(
-                    data_folder(work, setting, seed, "target"),
-                    cases=CASES["target"],
-                    test_cases=CASES["test"],
-                    seed=10 * seed + 2,
-                    **setting.phantom,
-                )
+def prepare(work: Path, camus: Path | None, group: str, options: argparse.Namespace) -> None:
+    """Write the datasets of the settings and seeds of a group."""
+    for setting, seed in chosen_jobs(group, options):
+        if setting.phantom is None:
+            if camus is None:
+                print("real images are left out: no --data")
+            else:
+                split_patients(work, setting, seed, camus)
+            continue
+        source, target = (data_folder(work, setting, seed, domain) for domain in ("source", "target"))
+        write_echo(source, cases=CASES["source"], test_cases=0, seed=10 * seed + 1)
+        write_echo(
+            target, cases=CASES["target"], test_cases=CASES["test"], seed=10 * seed + 2, **setting.phantom
+        )
 
 
 def split_patients(work: Path, setting: Setting, seed: int, camus: Path) -> None:
-    """Part the patients of a seed; give those of the target another device."""
-    from medrl.plugins.rl4seg.device_shift import shift_device
-
-    names = sorted({path.name.partition("_")[0] for path in (camus / "images").iterdir()})
-    random.Random(seed).shuffle(names)
-    at = 0
-    for part, folder, suffix in (
-        ("source", "source", "Tr"),
-        ("target", "target", "Tr"),
-        ("test", "target", "Ts"),
-    ):
-        chosen = names[at : at + PATIENTS[part]]
-        at += PATIENTS[part]
-        root = data_folder(work, setting, seed, folder)
-        if (root / f"images{suffix}").exists() and (root / "dataset.json").exists():
-            continue
-        for kind in ("images", "labels"):
-            shutil.rmtree(root / f"{kind}{suffix}", ignore_errors=True)
-            (root / f"{kind}{suffix}").mkdir(parents=True)
-        for name in chosen:
-            for path in sorted((camus / "images").glob(f"{name}_*.nii.gz")):
-                case = path.name.removesuffix(".nii.gz")
-                image = read_volume(path)
-                data = np.squeeze(image.data).astype(np.float32)
-                if folder == "target":
-                    data = shift_device(data, seed=seed, key=case)
-                label = np.squeeze(read_volume(label_of(camus, case), kind="label").data)
-                save(root / f"images{suffix}" / f"{case}_0000.nii.gz", data.astype(np.float32), image.affine)
-                save(root / f"labels{suffix}" / f"{case}.nii.gz", label.astype(np.uint8), image.affine)
-        description = {
-            "channel_names": {"0": "echo"},
-            "labels": {"background": 0, "LV": 1, "MYO": 2, "LA": 3},
-            "numTraining": len(list((root / "imagesTr").iterdir())) if (root / "imagesTr").exists() else 0,
-            "file_ending": ".nii.gz",
-        }
-        (root / "dataset.json").write_text(json.dumps(description, indent=2))
-
-
-def label_of(camus: Path, case: str) -> Path:
-    """The label file of a case."""
-    found = sorted((camus / "labels").glob(f"{case}*.nii.gz"))
-    if len(found) != 1:
-        raise SystemExit(f"{camus / 'labels'} holds {len(found)} labels of {case}")
-    return found[0]
-
-
-def save(path: Path, array: np.ndarray, affine: Any) -> None:
-    """Write one NIfTI file."""
-    nib.save(nib.Nifti1Image(array, affine), path)
+    """Part the patients of a seed; images of the target go through another device."""
+    source, target = (data_folder(work, setting, seed, domain) for domain in ("source", "target"))
+    if (target / "dataset.json").exists():
+        return
+    for folder in (source, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    cases = open_domain(SourceConfig(root=camus), "data").cases
+    own, other, test = (
+        [case.id for case in part] for part in split_by_patient(cases, seed=seed, shares=SHARES)
+    )
+    write_shifted(camus, source, None, train=own)
+    write_shifted(camus, target, DeviceShift(strength=DEVICE, seed=seed), train=other, test=test)
 
 
 # --- runs --------------------------------------------------------------------------------------------------
@@ -233,18 +187,16 @@ def study(
     )
 
 
-def jobs(group: str, only: Sequence[str]) -> list[tuple[Setting, int]]:
-    """Every seed of every setting, the most telling first: one seed of each, then the next."""
+def chosen_jobs(group: str, options: argparse.Namespace) -> list[tuple[Setting, int]]:
+    """Every seed of every setting that is asked for: the first seed of each, then the second."""
+    only, seeds = (set(filter(None, words.split(","))) for words in (options.only, options.seeds))
     found = [
-        (place, setting, seed)
+        (place, SETTINGS.index(setting), setting, seed)
         for setting in SETTINGS
         for place, seed in enumerate(seeds_of(setting, group))
-        if not only or setting.name in only
+        if (not only or setting.name in only) and (not seeds or str(seed) in seeds)
     ]
-    return [
-        (setting, seed)
-        for _, setting, seed in sorted(found, key=lambda job: (job[0], SETTINGS.index(job[1])))
-    ]
+    return [(setting, seed) for _, _, setting, seed in sorted(found, key=lambda job: job[:2])]
 
 
 def run(work: Path, group: str, part: str, options: argparse.Namespace) -> None:
@@ -253,9 +205,7 @@ def run(work: Path, group: str, part: str, options: argparse.Namespace) -> None:
     index, count = (int(word) for word in part.split("/"))
     rates = dict(_pair(word) for word in options.rates.split(",") if word)
     methods = [word for word in options.methods.split(",") if word]
-    chosen = jobs(group, [word for word in options.only.split(",") if word])[index - 1 :: count]
-    if options.seeds:
-        chosen = [job for job in chosen if str(job[1]) in options.seeds.split(",")]
+    chosen = chosen_jobs(group, options)[index - 1 :: count]
     for position, (setting, seed) in enumerate(chosen, start=1):
         if not data_folder(work, setting, seed, "source").exists():
             print(f"{setting.name}: no data, left out")
@@ -416,10 +366,10 @@ Made by `python benchmarks/rl4seg_evidence.py prepare|run|page`; every number an
 computed from the runs. Real images are no part of this repository.
 
 Each seed has its own images: {CASES["source"]} labelled source, {CASES["target"]} unlabelled target and
-{CASES["test"]} target test images of 64² pixels, or, of the real ones, {PATIENTS["source"]} source,
-{PATIENTS["target"]} target and {PATIENTS["test"]} test patients with two images each. Networks and steps are
-those of preset `small`. All adapted rows take the same number of optimiser steps beyond their start, with
-the same warm-up and decay. Greedy prediction, largest piece kept, Dice image by image.
+{CASES["test"]} target test images of 64² pixels; of the real ones, half of the patients are source, a quarter
+target and a quarter test, dealt anew for each seed. Networks and steps are those of preset `small`. All
+adapted rows take the same number of optimiser steps beyond their start, with the same warm-up and decay.
+Greedy prediction, largest piece kept, Dice image by image.
 
 Numbers are means over seeds and patients with 95 % intervals of a bootstrap over both; a gain pairs the same
 images and seeds, and `k/n` counts the seeds on which it is positive. Rows of role bound look at target labels
@@ -451,7 +401,7 @@ def main() -> None:
     work = options.work.resolve()
     started = time.monotonic()
     if options.step == "prepare":
-        prepare(work, options.data)
+        prepare(work, options.data, options.group, options)
         print(f"{time.monotonic() - started:.0f} s")
     elif options.step == "run":
         run(work, options.group, options.part, options)

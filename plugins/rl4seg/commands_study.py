@@ -181,9 +181,9 @@ def uncertainty(
     threads: int,
 ) -> None:
     """Calibration and error finding of the reward map, beside dropout, ensemble, test-time augmentation."""
-    from medrl.plugins.rl4seg.compare import trust
+    from medrl.plugins.rl4seg.compare import judging
 
-    lines = trust.run(
+    lines = judging.run(
         manager,
         model,
         output,

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from medrl.core.checkpoint import load_checkpoint
+from medrl.core.config import Layer, resolve_method
 from medrl.core.errors import ConfigError
-from medrl.plugins.rl4seg.compare import catalogue
+from medrl.core.jobs import PredictJob
+from medrl.plugins.rl4seg import commands_study, predict
+from medrl.plugins.rl4seg.compare import catalogue, judging
 from medrl.plugins.rl4seg.compare.outcome import Outcome
+from medrl.plugins.rl4seg.compare.running import Study, collect, ts_it
 from medrl.plugins.rl4seg.compare.statistics import gain, level_of, two_level
 from medrl.plugins.rl4seg.scoring import Scores
 
@@ -163,3 +173,193 @@ def test_only_the_upper_bounds_ask_for_target_labels():
     for method in catalogue.METHODS:
         asks = bool(method.values.get("target", {}).get("allow_labels")) or method.kind == "supervised"
         assert asks == (method.role == "bound"), method.key
+
+
+# --- the whole comparison, on images of 32² pixels ---------------------------------------------------------
+
+QUICK = ["source", "bn", "entropy", "self-refined", "posthoc-both", "style", "style-steps", "style-ppo"]
+
+
+@pytest.fixture(scope="module")
+def make_study(manager, small):
+    """Make a comparison of the small config in a folder."""
+
+    def make(
+        folder: Path, methods: Sequence[str], values: dict[str, Any] | None = None, **more: Any
+    ) -> Study:
+        def resolve(layers: Sequence[Layer]) -> Any:
+            return resolve_method(manager, "rl4seg", layers=[Layer("test", small(values)), *layers])
+
+        return Study(manager, resolve, folder, catalogue.chosen(methods), **{"judge": False, **more})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_study, tmp_path_factory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, make_study(folder, QUICK, judge=True, members=2).run()
+
+
+def test_a_comparison_scores_every_method_on_the_same_images(finished):
+    folder, outcome = finished
+    assert [row.key for row in outcome.rows()] == QUICK
+    ids = {scores[1].ids for scores in outcome.scores.values()}
+    assert len(ids) == 1
+    assert len(next(iter(ids))) == 4
+    assert (folder / "results.json").is_file()
+    page = (folder / "report.html").read_text()
+    for words in (
+        "What the method may claim",
+        "Who finds the errors",
+        "Test images",
+        "style tuning, more steps",
+    ):
+        assert words in page
+
+
+def test_rewards_and_confidences_are_judged_beside_their_rivals(finished):
+    _, outcome = finished
+    assert set(outcome.finding) == {
+        "source actor's probability",
+        "style actor's probability",
+        "reward net, class head",
+        "full reward (class head and corrector)",
+    }
+    assert "source-only, ensemble of 2" in outcome.trust
+    assert "rl4seg, full reward" in outcome.trust
+    assert all(0.0 <= by[1]["ece"] <= 1.0 for by in outcome.trust.values())
+
+
+def test_what_is_finished_is_not_made_again_and_further_methods_join_it(finished, make_study, tmp_path):
+    folder, outcome = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    said: list[str] = []
+    study = make_study(tmp_path / "copy", [*QUICK, "posthoc-reward"], judge=True, members=2, say=said.append)
+    again = study.run()
+    assert [line for line in said if "post-hoc" not in line and "confidence" not in line] == []
+    assert again.scores["style-ppo"] == outcome.scores["style-ppo"]
+    assert "posthoc-reward" in again.scores
+
+
+def test_methods_made_one_by_one_equal_those_made_together(finished, make_study, tmp_path):
+    _, outcome = finished
+    study = make_study(tmp_path, ["self-refined", "style-ppo"])
+    for seed in study.seeds.values():
+        seed.make(catalogue.BY_KEY["self-refined"])
+    alone = study.run()
+    assert alone.scores["self-refined"] == outcome.scores["self-refined"]
+    assert alone.scores["style-ppo"] == outcome.scores["style-ppo"]
+
+
+def test_target_training_labels_decide_nothing_but_the_upper_bounds(echoes, finished, make_study, tmp_path):
+    target = tmp_path / "scrambled"
+    shutil.copytree(echoes["target"], target)
+    names = sorted((target / "labelsTr").iterdir())
+    contents = [path.read_bytes() for path in names]
+    for path, content in zip(names, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    values = {"target": {"root": str(target)}}
+    methods = ["source", "bn", "self-refined", "style-ppo"]
+    scrambled = make_study(tmp_path / "one", [*methods, "target"], values).run()
+    _, outcome = finished
+    for key in methods:
+        assert scrambled.scores[key] == outcome.scores[key], key
+    plain = make_study(tmp_path / "two", ["target"]).run()
+    assert scrambled.scores["target"] != plain.scores["target"]
+
+
+def test_upper_bounds_are_left_out_with_a_note_where_the_target_has_no_training_labels(
+    echoes, make_study, tmp_path
+):
+    target = tmp_path / "unlabelled"
+    shutil.copytree(echoes["target"], target)
+    shutil.rmtree(target / "labelsTr")
+    study = make_study(tmp_path / "study", ["source", "target"], {"target": {"root": str(target)}})
+    outcome = study.run()
+    assert set(outcome.scores) == {"source"}
+    assert outcome.notes == ["target-supervised was left out: the target has no training labels."]
+
+
+def test_a_loop_of_two_iterations_has_a_row_for_the_first(make_study, tmp_path):
+    outcome = make_study(tmp_path, ["source", "style-ppo-twice"]).run()
+    assert [row.key for row in outcome.rows()] == ["source", "style-ppo-twice@1", "style-ppo-twice"]
+
+
+def test_controls_and_oracle_run_from_the_shared_start(make_study, tmp_path):
+    outcome = make_study(tmp_path, ["style", "style-ppo-random", "style-ppo-oracle"]).run()
+    assert set(outcome.scores) == {"style", "style-ppo-random", "style-ppo-oracle"}
+    runs = sorted(path.name for path in (tmp_path / "seed_1" / "runs").iterdir())
+    assert runs == ["style-ppo", "style-ppo-oracle", "style-ppo-random"]
+    assert not (tmp_path / "seed_1" / "runs" / "style-ppo-random" / "stages" / "01_source").exists()
+
+
+def test_networks_of_baselines_are_checkpoints_that_predict_knows(finished, manager, echoes, tmp_path):
+    folder, _ = finished
+    path = folder / "seed_1" / "networks" / "bn.pt"
+    outcome = predict.run(
+        PredictJob(
+            method="rl4seg",
+            inputs=echoes["target"] / "imagesTs",
+            output=tmp_path / "out",
+            checkpoints=[path],
+            manager=manager,
+            device="cpu",
+        )
+    )
+    assert len(outcome.done) == 4
+    assert not outcome.failed
+
+
+def test_two_seeds_differ_and_are_read_together(make_study, tmp_path):
+    make_study(tmp_path, ["source"], seeds=[1]).run()
+    make_study(tmp_path, ["source"], seeds=[2]).run()
+    both = collect(tmp_path)
+    assert set(both.scores["source"]) == {1, 2}
+    assert both.scores["source"][1] != both.scores["source"][2]
+    assert set(collect(tmp_path, seeds=[2]).scores["source"]) == {2}
+
+
+def test_a_comparison_without_target_is_refused(make_study, tmp_path):
+    with pytest.raises(ConfigError, match="source or target is missing"):
+        make_study(tmp_path, ["source"], {"target": {"root": None}})
+
+
+def test_the_command_lists_methods_and_refuses_unknown_ones(manager, tmp_path):
+    def invoke(*arguments: str) -> Any:
+        return CliRunner().invoke(commands_study.compare, list(arguments), obj=manager)
+
+    listed = invoke("--list")
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == list(catalogue.BY_KEY)
+    assert "-o DIR" in str(invoke().exception.do)
+    wrong = invoke("-o", str(tmp_path), "--methods", "nothing").exception
+    assert isinstance(wrong, ConfigError)
+    assert "'nothing' is unknown" in str(wrong)
+
+
+def test_ts_it_alone_keeps_its_networks_and_scores(manager, small, tmp_path):
+    def resolve(layers: Sequence[Layer]) -> Any:
+        return resolve_method(manager, "rl4seg", layers=[Layer("test", small()), *layers])
+
+    found = ts_it(manager, resolve, tmp_path, steps=4)
+    assert found["dice"] == json.loads((tmp_path / "scores.json").read_text())["dice"]
+    assert set(load_checkpoint(tmp_path / "tsit.pt").states) == {"tsit"}
+
+
+def test_the_uncertainty_of_a_run_is_measured_and_its_maps_are_kept(loop_run, manager, tmp_path):
+    lines = judging.run(
+        manager,
+        loop_run,
+        tmp_path,
+        ensemble=[loop_run],
+        save=tmp_path / "maps.h5",
+        device="cpu",
+    )
+    names = {"reward", "probability", "Monte Carlo dropout", "test-time augmentation", "ensemble of 2"}
+    content = json.loads((tmp_path / "uncertainty.json").read_text())
+    assert set(content) == names
+    assert len(lines) == 1 + len(names)
+    assert content["probability"] == content["ensemble of 2"]
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "maps.h5").is_file()

@@ -27,6 +27,7 @@ class Method:
         kind: How it is made.
         way: For labels that are refined: ``corrector``, ``reward``, ``both`` or ``mixed``.
         values: For the loop: what differs from the config.
+        may_fail: Whether it may find nothing to learn from, which is a result and ends no comparison.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Method:
     kind: Kind
     way: str = ""
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    may_fail: bool = False
 
     @property
     def needs_reward(self) -> bool:
@@ -87,7 +89,15 @@ METHODS: tuple[Method, ...] = (
     Method("self-confident", "self-training, confidence > .9", "baseline", "source", "confident"),
     Method("self-denoiser", "self-training, corrected labels", "baseline", "source", "refined", "corrector"),
     Method("tsit", "TS-IT", "baseline", "", "tsit"),
-    Method("ppo-original", "rl4seg, reward of the original", "control", "source", "loop", values=_ORIGINAL),
+    Method(
+        "ppo-original",
+        "rl4seg, reward of the original",
+        "control",
+        "source",
+        "loop",
+        values=_ORIGINAL,
+        may_fail=True,
+    ),
     *_from("source", ""),
     Method("style", "style tuning", "baseline", "style", "start"),
     Method("style-steps", "style tuning, more steps", "baseline", "style", "more"),

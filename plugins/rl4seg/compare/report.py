@@ -141,7 +141,7 @@ def write(
         sections.append(Section("Who finds the errors", simple_table(heads, cells), _FINDING))
     if outcome.trust:
         heads, cells = quality_table(outcome.trust, TRUST)
-        sections.append(Section("How far confidence can be trusted", simple_table(heads, cells), _TRUST))
+        sections.append(Section("How far confidence can be trusted", simple_table(heads, cells), TRUST_WORDS))
     drawn = curves(records)
     if drawn:
         sections.append(Section("How training went", drawn, _CURVES))
@@ -288,7 +288,7 @@ _FINDING = (
     "(area under the ROC curve; 0.5 is chance), within 3 pixels of the predicted foreground and on the "
     "foreground of prediction or reference. A reward that cannot find errors cannot teach."
 )
-_TRUST = (
+TRUST_WORDS = (
     "Each method judges its own prediction. ECE, MCE and ACE are gaps between confidence and accuracy over "
     "20 bins, on pixels where prediction or reference is foreground (0 is perfect); NMI is the normalised "
     "mutual information of confidence and being right; r is the correlation over images of Dice and "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medrl.core.checkpoint import write_checkpoint
-from medrl.core.errors import ConfigError, MedrlError
+from medrl.core.errors import ConfigError, DataError, MedrlError
 from medrl.core.report import Section
 
 from ..scoring import Scores, largest_blob, score, segment
@@ -99,7 +99,13 @@ class Study:
                 note(study.folder, method.key, reason)
                 self.say(f"seed {study.seed}: {method.title} is left out: {reason}")
                 continue
-            study.make(method)
+            try:
+                study.make(method)
+            except DataError as error:
+                if not method.may_fail:
+                    raise
+                note(study.folder, method.key, f"seed {study.seed}: {error}")
+                self.say(f"seed {study.seed}: {method.title} found nothing to learn from: {error}")
         if self.judge:
             trust.measure(study, self.methods, members=self.members)
 
@@ -223,9 +229,8 @@ def collect(folder: Path, methods: Sequence[Method] = METHODS, seeds: Sequence[i
         if path.name.partition("_")[2].isdigit()
     )
     reasons: dict[str, str] = {}
-    for seed, path in found:
-        if seeds and seed not in seeds:
-            continue
+    used = [(seed, path) for seed, path in found if not seeds or seed in seeds]
+    for seed, path in used:
         for method in methods:
             file = path / "scores" / f"{method.key}.json"
             if not file.is_file():
@@ -247,7 +252,7 @@ def collect(folder: Path, methods: Sequence[Method] = METHODS, seeds: Sequence[i
     outcome.notes += [
         f"{BY_KEY[key].title} was left out: {reason}."
         for key, reason in reasons.items()
-        if key not in outcome.scores and key in {method.key for method in methods}
+        if key in {method.key for method in methods} and len(outcome.scores.get(key, {})) < len(used)
     ]
     return outcome
 

@@ -48,9 +48,9 @@ def measure(study: SeedStudy, methods: Sequence[Method], *, members: int = MEMBE
         "source": study.shared("source"),
         "reward": study.shared("reward"),
     }
-    for key in ("style-ppo", "ppo-original"):
-        if key in keys:
-            inputs[key] = study.folder / "scores" / f"{key}.json"
+    keys = {key for key in keys if (study.folder / "scores" / f"{key}.json").is_file()}
+    for key in keys & {"style-ppo", "ppo-original"}:
+        inputs[key] = study.folder / "scores" / f"{key}.json"
     study.pipeline.stage(
         "confidence",
         inputs=inputs,

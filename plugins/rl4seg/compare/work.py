@@ -18,7 +18,7 @@ from medrl.core.checkpoint import load_checkpoint, write_checkpoint
 from medrl.core.config import Layer
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.jobs import TrainJob
-from medrl.core.runtime import choose_device
+from medrl.core.runtime.session import choose_device
 from medrl.core.stages import Pipeline
 
 from .. import baselines, loop, parts, tsit
@@ -86,7 +86,7 @@ class SeedStudy:
     @cached_property
     def domains(self) -> Domains:
         """Source with labels, target without."""
-        return load_domains(self.cfg)
+        return load_domains(self.cfg, self.manager)
 
     @cached_property
     def test(self) -> ImageSet:
@@ -95,7 +95,7 @@ class SeedStudy:
         Raises:
             DataError: The target has none.
         """
-        found = rl4seg_data.load_target(self.cfg, labels="test").test
+        found = rl4seg_data.load_target(self.cfg, labels="test", plan=self.domains.plan).test
         if found is None or not found.ids or found.labels is None:
             raise DataError(
                 "comparison",
@@ -328,7 +328,7 @@ class SeedStudy:
     def _labelled_target(self) -> ImageSet:
         """Target training images with their labels, for the upper bound alone."""
         cfg = self._config({"target": {"allow_labels": True}}).config
-        return rl4seg_data.load_target(cfg, labels="train").train
+        return rl4seg_data.load_target(cfg, labels="train", plan=self.domains.plan).train
 
     def _tsit(self, method: Method) -> dict[str, Scores]:
         budget = replace(
@@ -357,10 +357,9 @@ class SeedStudy:
         self._loop(resolved, folder)
         found = {}
         stages = [stage for stage in plan_stages(resolved.config) if stage.kind == "ppo"]
-        if len(stages) > 1:
-            for stage in stages:
-                place = folder / outputs_of(stage, resolved.config)[0]
-                found[f"{method.key}@{stage.iteration}"] = self._score(self.actor(place))
+        for stage in stages[:-1]:
+            place = folder / outputs_of(stage, resolved.config)[0]
+            found[f"{method.key}@{stage.iteration}"] = self._score(self.actor(place))
         found[method.key] = self._score(self.actor(folder))
         return found
 
