@@ -272,7 +272,7 @@ class _Run:
         if any(found.shape != labels.shape for found in maps):
             raise RuntimeFault(
                 f"case {case.id}",
-                why=f"the method returned an uncertainty of shape {maps[0].shape} for labels of {labels.shape}",
+                why=f"the method returned uncertainty {maps[0].shape} for labels {labels.shape}",
             )
         return np.asarray(np.mean(maps, axis=0), dtype=np.float32)
 
