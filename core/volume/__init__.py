@@ -27,7 +27,7 @@ from .grid import (
     turn_like,
     voxel_volume_mm3,
 )
-from .hdf5 import read_hdf5
+from .hdf5 import open_hdf5, read_hdf5, read_hdf5_array
 from .header import check_header
 from .paths import IMAGE_SUFFIXES, image_stem, image_suffix, is_image_file
 from .write import write_volume
@@ -46,9 +46,11 @@ __all__ = [
     "is_dicom_file",
     "is_image_file",
     "list_series",
+    "open_hdf5",
     "overlap_fraction",
     "present_labels",
     "read_hdf5",
+    "read_hdf5_array",
     "read_volume",
     "resample_like",
     "same_grid",

@@ -56,7 +56,7 @@ class Simulation:
 
 
 def smooth_phase(count: int, shape: tuple[int, int], amplitude: float, generator: torch.Generator) -> Tensor:
-    """Random quadratic phases ``(count, H, W)`` in radians; the maximum of each is amplitude/2 to amplitude."""
+    """Random quadratic phases ``(count, H, W)`` in radians; each reaches amplitude/2 to amplitude."""
     y, x = torch.meshgrid(*(_places(size) for size in shape), indexing="ij")
     terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])
     drawn = torch.rand(count, len(terms) + 1, generator=generator)

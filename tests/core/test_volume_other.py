@@ -12,9 +12,11 @@ from medrl.core.errors import DataError
 from medrl.core.types import Volume
 from medrl.core.volume import (
     as_label,
+    open_hdf5,
     overlap_fraction,
     present_labels,
     read_hdf5,
+    read_hdf5_array,
     read_volume,
     resample_like,
     same_grid,
@@ -159,6 +161,30 @@ def test_hdf5_arrays_are_read_slice_first_with_the_given_voxel_size(tmp_path):
     (tmp_path / "y.h5").write_bytes((tmp_path / "x.h5").read_bytes()[:700])
     with pytest.raises(DataError, match=r"y\.h5"):
         read_hdf5(tmp_path / "y.h5", "image", spacing=(1, 1, 1))
+
+
+def test_hdf5_arrays_of_any_kind_are_read_only_from_the_file_itself(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    values = (np.arange(24) * (1 - 2j)).astype(np.complex64).reshape(2, 2, 3, 2)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["group/values"] = values
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["scan/values"] = values
+        file["scan/text"] = "some words"
+        file["away"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/group")
+        layout = h5py.VirtualLayout(shape=values.shape, dtype=values.dtype)
+        layout[...] = h5py.VirtualSource(str(tmp_path / "other.h5"), "group/values", shape=values.shape)
+        file.create_virtual_dataset("virtual", layout)
+    with open_hdf5(tmp_path / "x.h5") as file:
+        assert np.array_equal(read_hdf5_array(file, "scan/values", kinds="c", axes=(3, 4)), values)
+        assert read_hdf5_array(file, "scan/text", kinds="O", axes=(0,)) == b"some words"
+        with pytest.raises(DataError, match="no real array of two or three axes"):
+            read_hdf5_array(file, "scan/values")
+        with pytest.raises(DataError, match="no array of three axes"):
+            read_hdf5_array(file, "scan/values", kinds="c", axes=(3,))
+        for name in ("away/values", "virtual"):
+            with pytest.raises(DataError, match="another file"):
+                read_hdf5_array(file, name, kinds="c", axes=(4,))
 
 
 def test_grids_are_the_same_within_a_fraction_of_a_voxel_only():
