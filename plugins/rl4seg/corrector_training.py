@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from medrl.core.errors import ConfigError, DataError
-from medrl.core.learned_reward.correctors import LEARNED, CorrectorModule, dice_per_image
-from medrl.core.learned_reward.corruption import corrupt_masks
+from medrl.core.learned_reward import CorrectorModule, LearnedCorrector, corrupt_masks
+from medrl.core.learned_reward.correctors import LEARNED, dice_per_image
 from medrl.core.rng import derive_seed
 from medrl.core.validity import Rules
 from medrl.core.validity import is_valid as passes
@@ -41,6 +41,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
             do=f"--set corrector.kind={LEARNED[0]}",
         )
     made = parts.corrector(cfg, rt.job.manager, classes=data.classes, shape=data.shape)
+    learner = cast("LearnedCorrector", made)
     rt.prepare(made)
     stage = cfg.corrector
     optimizer = torch.optim.Adam(made.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
@@ -58,7 +59,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
         batch = draw(rt, images, cfg, stage="corrector", step=step, size=size)
         made.train()
         with rt.autocast():
-            losses = made.loss(batch.truth(), seed=seed, keys=[(name, step) for name in batch.ids])
+            losses = learner.loss(batch.truth(), seed=seed, keys=[(name, step) for name in batch.ids])
         rt.backward(losses["loss"], cases=batch.ids)
         done = rt.step(optimizer, clip_norm=stage.clip_norm)
         rt.log(step, **parts.numbers(losses), lr=rate, grad_norm=done.grad_norm)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.errors import ConfigError, DataError
-from medrl.core.learned_reward.pairs.store import draw as draw_numbers
+from medrl.core.learned_reward import draw as draw_numbers
 from medrl.core.rng import derive_seed, numpy_generator
 
 from . import data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from .domains import Domains, ImageSet
 from .rewards import Reward, build_reward
 
 if TYPE_CHECKING:
+    from medrl.core.registry import Registry
     from medrl.core.runtime import Runtime
 
 
@@ -58,7 +59,7 @@ def open_judge(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> Judge:
     if cfg.reward.name == "rl4seg.composite":
         corrector = parts.ready_corrector(cfg, manager, data).to(rt.device)
     reward = build_reward(
-        manager.registry("rewards"),
+        cast("Registry[Any]", manager.registry("rewards")),
         cfg.reward.name,
         classes=data.classes,
         reward_net=net,

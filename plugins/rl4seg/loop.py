@@ -20,7 +20,7 @@ from torch import nn
 
 from medrl.core import rng
 from medrl.core.errors import ConfigError, MedrlError, RuntimeFault
-from medrl.core.learned_reward.net import RewardNet
+from medrl.core.learned_reward import RewardNet
 from medrl.core.runlog import RunFolder
 from medrl.core.stages import Pipeline, path_hash
 

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from medrl.core.errors import DataError
-from medrl.core.learned_reward.fields import from_params
-from medrl.core.learned_reward.pairs.predictions import PredictionRecipe, prediction_pairs
-from medrl.core.learned_reward.pairs.split import SubjectSplit
-from medrl.core.learned_reward.pairs.store import PairSet, PairWriter
-from medrl.core.learned_reward.pairs.synthetic import SyntheticRecipe, synthetic_pairs
+from medrl.core.learned_reward import (
+    PairSet,
+    PairWriter,
+    PredictionRecipe,
+    SubjectSplit,
+    SyntheticRecipe,
+    from_params,
+    prediction_pairs,
+    synthetic_pairs,
+)
 from medrl.core.rng import derive_seed
 from medrl.core.validity import is_valid as passes
 

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from medrl.core import rng
 from medrl.core.checkpoint import Checkpoint, load_checkpoint, load_into
 from medrl.core.errors import CheckpointError, ConfigError
-from medrl.core.learned_reward.correctors import LEARNED, CorrectorModule, build_corrector
-from medrl.core.learned_reward.encoding import input_channels
-from medrl.core.learned_reward.net import RewardNet, widen_input
-from medrl.core.learned_reward.style import StyleRanges, StyleShift
+from medrl.core.learned_reward import (
+    CorrectorModule,
+    RewardNet,
+    StyleRanges,
+    StyleShift,
+    build_corrector,
+    input_channels,
+    widen_input,
+)
+from medrl.core.learned_reward.correctors import LEARNED
 from medrl.core.validity import Rules, load_rules
 
 from . import agent
@@ -261,4 +267,6 @@ def _try(network: nn.Module, name: str, what: str, in_channels: int, out_channel
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return tensors and numbers as plain numbers, for a log."""
-    return {name: float(value) for name, value in values.items()}
+    return {
+        name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in values.items()
+    }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medrl.core.checkpoint import Checkpoint, load_into
 from medrl.core.errors import CheckpointError, ConfigError
 from medrl.core.inference import tta_views
-from medrl.core.learned_reward.net import RewardNet
+from medrl.core.learned_reward import RewardNet
 from medrl.core.types import Volume
 
 from . import parts
@@ -166,11 +166,12 @@ class Rl4segPredictor:
         prepared = prepare_volume(volume, self.plan)
         views = self.views if tta else self.views[:1]
         found = [self._view(prepared.images, view) for view in views]
-        return restore_volume(torch.stack(found).mean(dim=0).numpy(), prepared)
+        probabilities: NDArray[Any] = restore_volume(torch.stack(found).mean(dim=0).numpy(), prepared)
+        return probabilities
 
     def decode(self, probabilities: NDArray[Any]) -> NDArray[Any]:
         """Turn ``(K, X, Y, Z)`` probabilities into an ``(X, Y, Z)`` label map."""
-        labels = probabilities.argmax(axis=0).astype(np.uint8)
+        labels: NDArray[Any] = probabilities.argmax(axis=0).astype(np.uint8)
         if not self.largest_blob:
             return labels
         axis = slice_axis((labels.shape[0], labels.shape[1], labels.shape[2]))
@@ -199,7 +200,8 @@ class Rl4segPredictor:
                 for mask, image in zip(asked, prepared.images, strict=True)
             ]
         doubt = 1.0 - torch.cat(rewards).float()[:, None]
-        return np.clip(restore_volume(doubt.numpy(), prepared)[0], 0.0, 1.0).astype(np.float32)
+        found: NDArray[np.float32] = restore_volume(doubt.numpy(), prepared)[0]
+        return np.clip(found, 0.0, 1.0)
 
     @torch.inference_mode()
     def _view(self, images: torch.Tensor, view: Any) -> torch.Tensor:

@@ -10,9 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from medrl.core.errors import ConfigError, DataError
-from medrl.core.learned_reward.net import RewardNet
-from medrl.core.learned_reward.pairs.store import PairBatch, PairSet, draw
-from medrl.core.learned_reward.quality import near_foreground, reward_quality
+from medrl.core.learned_reward import PairBatch, PairSet, RewardNet, draw, held_out_quality
 from medrl.core.rng import derive_seed
 
 from . import parts, schedules
@@ -84,24 +82,23 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
 def validate(rt: Runtime, net: RewardNet, pairs: PairSet, held: NDArray[np.int64]) -> dict[str, float]:
     """Fit the temperature on pairs of held-out subjects, and measure the reward on them.
 
-    `val_auroc` is that of finding wrong pixels near the foreground of the mask; `val_loss` is what training
-    makes small, without the temperature. All ranks do the same.
+    AUROC (of finding wrong pixels), calibration error, binary cross-entropy and mean reward are those near
+    the foreground of the mask; `val_loss` is what training makes small, without the temperature. All ranks do
+    the same.
     """
     temperature = net.calibrate(_batches(rt, pairs, held))
-    rewards, right, near, losses = [], [], [], []
+    quality = held_out_quality(net.reward, _batches(rt, pairs, held))
+    losses: list[tuple[int, float]] = []
+    net.eval()
     for batch in _batches(rt, pairs, held):
-        rewards.append(net.reward(batch.actions, batch.images).cpu())
-        right.append((batch.actions == batch.truths).cpu())
-        near.append(near_foreground(batch.actions).cpu())
-        net.eval()
         with torch.no_grad(), rt.autocast():
             losses.append((len(batch.images), float(net.loss(*batch))))
     net.train()
-    found = reward_quality(torch.cat(rewards), torch.cat(right), mask=torch.cat(near)).as_dict("val_")
-    total = sum(count for count, _ in losses)
+    near = quality["near"]
+    found = {"auroc": near.auroc, "ece": near.ece, "bce": near.bce, "reward": near.reward}
     return {
-        "val_loss": sum(count * value for count, value in losses) / total,
-        **{name: value for name, value in found.items() if name != "val_pixels"},
+        "val_loss": sum(count * value for count, value in losses) / len(held),
+        **{f"val_{name}": value for name, value in found.items() if value == value},
         "temperature": sum(temperature) / len(temperature),
     }
 
@@ -144,7 +141,7 @@ def check_pairs(pairs: PairSet, own: NDArray[np.int64], held: NDArray[np.int64],
         raise DataError(
             "pairs",
             why=f"{len(own)} for training, {len(held)} for validation",
-            do="with pairs.kind `prediction`, few predictions were plausible: start from a better actor, or "
+            do="more images (pairs.images), a larger pairs.validation, a better actor (--start style), or "
             "--pairs synthetic",
         )
     if pairs.classes != data.classes or pairs.shape != (data.channels, *data.shape):
