@@ -47,10 +47,11 @@ class MaskedCategorical:
         return self.log_probs.exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw actions ``(...)``, int64; never an illegal one."""
+        """Draw actions ``(...)``, int64; never an illegal one. The generator may be of another device."""
         with torch.no_grad():
-            clocks = torch.empty_like(self.log_probs).exponential_(generator=generator)
-            clocks = clocks.clamp_min(torch.finfo(clocks.dtype).tiny)
+            where = self.log_probs.device if generator is None else generator.device
+            clocks = torch.empty_like(self.log_probs, device=where).exponential_(generator=generator)
+            clocks = clocks.to(self.log_probs.device).clamp_min(torch.finfo(clocks.dtype).tiny)
             return (self.log_probs - clocks.log()).argmax(dim=-1)
 
     def mode(self) -> Tensor:
