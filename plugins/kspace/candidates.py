@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def quality_with_each(
     most = int(legal.sum(dim=1).max()) if len(case) else 0
     lines = legal.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     now, after = [], []
-    for rows in torch.arange(len(case), device=cases.device).split(max(1, at_once // max(most, 1))):
+    for rows in _parts(len(case), max(1, at_once // max(most, 1)), cases.device):
         found = _rows(observer, quality, case[rows], mask[rows], lines[rows], at_once)
         now.append(found[0])
         after.append(found[1])
@@ -62,7 +64,7 @@ def quality_of(
     cases = observer.cases
     case, mask = case.to(cases.device).flatten(), mask.to(cases.device)
     found = [torch.zeros(0, device=cases.device)]
-    for rows in torch.arange(len(case), device=cases.device).split(at_once):
+    for rows in _parts(len(case), at_once, cases.device):
         view = observer.view(case[rows], mask[rows], segment=quality.needs_labels, gradient=False)
         found.append(quality.score(view, quality.truth(cases, case[rows])).total)
     return torch.cat(found)
@@ -131,6 +133,10 @@ def exchanged(
     return torch.tensor(lines, dtype=torch.int64)
 
 
+def _parts(count: int, size: int, device: torch.device) -> Sequence[Tensor]:
+    return torch.split(torch.arange(count, device=device), size)
+
+
 def _best(
     observer: CaseObserver, quality: Quality, case: Tensor, masks: Tensor, at_once: int
 ) -> tuple[int, Tensor]:
@@ -154,7 +160,7 @@ def _rows(
     now = quality.score(view, under_way.truth).total
     found: list[Tensor] = []
     each = torch.arange(len(case), device=case.device)
-    for part in lines.split(max(1, at_once // len(case)), dim=1):
+    for part in torch.split(lines, max(1, at_once // len(case)), dim=1):
         count = part.shape[1]
         images = under_way.with_each(part).flatten(0, 1)
         owner = each.repeat_interleave(count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class Cases:
 
     def to(self, device: torch.device) -> Cases:
         """Move everything to a device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name).to(device)
             for name in ("kspace", "target", "labels", "possible", "initial", "sensitivities", "slices")
         }
@@ -138,7 +138,7 @@ class Cases:
     def select(self, index: Sequence[int] | Tensor) -> Cases:
         """The cases with these numbers."""
         chosen = torch.as_tensor(index, dtype=torch.int64)
-        parts = {
+        parts: dict[str, Any] = {
             name: None if getattr(self, name) is None else self._rows(getattr(self, name), chosen)
             for name in ("kspace", "target", "labels", "possible", "initial", "sensitivities", "slices")
         }

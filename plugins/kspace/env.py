@@ -145,7 +145,9 @@ class KSpaceEnv:
             RuntimeFault: An action is illegal, or an episode has ended.
         """
         lines = actions.to(self.mask.device, torch.int64).view(-1)
-        under_way = self._checked(lines)
+        under_way = self._now
+        self._refuse(lines)
+        self.observer.forget()
         self.mask.scatter_(1, lines.unsqueeze(1), value=True)
         under_way.add(lines)
         self.taken += 1
@@ -182,16 +184,13 @@ class KSpaceEnv:
         if self._view is not None:
             self.observer.remember(self.case, self.mask, self._view)
         if "columns" in self.observe:
-            features = self.observer.features
-            assert features is not None  # noqa: S101 - checked when built
-            found |= self.observer.seen(found, "lines" if features.blind else "features")
+            found |= self.observer.features_of(found)
         if "kspace" in self.observe:
             found["kspace"] = torch.view_as_real(self.cases.measured(self.case, self.mask))
         if "zf" in self.observe:
             found["zf"] = self._image().abs()
         if "seg_prob" in self.observe:
-            assert self._view is not None  # noqa: S101 - such environments always look
-            found["seg_prob"] = self._view.probabilities
+            found["seg_prob"] = (self._view or self._look()).probabilities
         return found
 
     @torch.no_grad()
@@ -246,6 +245,7 @@ class KSpaceEnv:
         mask: Tensor | None = None,
         taken: Tensor | None = None,
     ) -> None:
+        self.observer.forget()
         device = self.mask.device
         where = chosen.to(device)
         own = cases.to(device)
@@ -266,16 +266,18 @@ class KSpaceEnv:
         if self.reward.mode == "delta":
             self._score(where)
 
+    @property
+    def _now(self) -> UnderWay:
+        if self._under_way is None:
+            raise RuntimeFault("kspace environment", why="nothing is under way", do="reset it first")
+        return self._under_way
+
     def _look(self) -> View:
-        assert self._under_way is not None  # noqa: S101 - there are episodes
-        return self.observer.view(
-            self.case, self.mask, coil_images=self._under_way.images, segment=self._segment
-        )
+        return self.observer.view(self.case, self.mask, coil_images=self._now.images, segment=self._segment)
 
     def _score(self, where: Tensor) -> None:
         """Judge some episodes, with the view of all if there is one."""
-        under_way, quality = self._under_way, self.reward.quality
-        assert under_way is not None  # noqa: S101 - there are episodes
+        under_way, quality = self._now, self.reward.quality
         whole = len(where) == self.num_envs
         truth = under_way.truth if whole else under_way.truth.select(where)
         if self._view is not None:
@@ -293,14 +295,11 @@ class KSpaceEnv:
     def _image(self) -> Tensor:
         if self._view is not None:
             return self._view.image
-        assert self._under_way is not None  # noqa: S101 - there are episodes
-        images = self._under_way.images
+        images = self._now.images
         return self.observer.view(self.case, self.mask, coil_images=images, segment=False).image
 
-    def _checked(self, lines: Tensor) -> UnderWay:
-        """Refuse actions without a meaning; return the acquisitions under way."""
-        if self._under_way is None:
-            raise RuntimeFault("kspace environment", why="a step before the first reset", do="reset it")
+    def _refuse(self, lines: Tensor) -> None:
+        """Refuse actions without a meaning."""
         if lines.shape != self.case.shape or bool(((lines < 0) | (lines >= self.cases.actions)).any()):
             raise RuntimeFault(
                 "kspace environment",
@@ -320,7 +319,6 @@ class KSpaceEnv:
                 why=f"line {int(lines[first])} of episode {first} was acquired before or does not exist",
                 do="choose among `action_masks`",
             )
-        return self._under_way
 
     def _space(self) -> gymnasium.spaces.Dict:
         cases = self.cases

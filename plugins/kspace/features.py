@@ -14,6 +14,7 @@ mean of the network's deepest features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -150,7 +151,7 @@ class ColumnFeatures:
 
     def _spectra(self, seen: _Maps) -> list[Tensor]:
         rows = [seen.spectrum(seen.view.magnitude)]
-        if seen.probabilities is not None:
+        if seen.view.logits is not None:
             rows += [seen.spectrum(seen.probabilities[:, k]) for k in range(self.classes)]
             rows.append(seen.spectrum(seen.entropy))
         if seen.view.prediction is not None:
@@ -170,7 +171,6 @@ class ColumnFeatures:
         return rows
 
     def _pooled(self, seen: _Maps) -> list[Tensor]:
-        assert seen.probabilities is not None  # noqa: S101 - pooled names exist only with a network
         areas = seen.mean(seen.probabilities)
         found = [areas]
         height, width = seen.probabilities.shape[-2:]
@@ -194,16 +194,16 @@ class _Maps:
         self._weight = None
         if slices is not None:
             self._weight = slices.float() / slices.sum(dim=1, keepdim=True).clamp_min(1)
-        self.probabilities = None
-        if view.logits is not None:
-            log_probs = torch.log_softmax(view.logits, dim=1)
-            self.probabilities = log_probs.exp()
-            self._entropy = -(self.probabilities * log_probs).sum(dim=1)
 
-    @property
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """``(B, K, [D], H, W)``."""
+        return self.view.probabilities
+
+    @cached_property
     def entropy(self) -> Tensor:
         """``(B, [D], H, W)``."""
-        return self._entropy
+        return -torch.xlogy(self.probabilities, self.probabilities).sum(dim=1)
 
     def over_slices(self, values: Tensor) -> Tensor:
         """Mean of ``(B, D, ...)`` over the slices that are there."""

@@ -154,7 +154,7 @@ class Imaging:
         zero_filled = combine(images, sensitivities) if cases.coils else images
         if isinstance(self.reconstruction, str):
             return zero_filled
-        return self._improved(cases, zero_filled, measured, mask, sensitivities)
+        return self._improved(self.reconstruction, cases, zero_filled, measured, mask, sensitivities)
 
     def look(self, image: Tensor, cases: Cases, *, gradient: bool = False) -> View:
         """Segment images ``(B, [D], H, W)``.
@@ -169,13 +169,14 @@ class Imaging:
         per = image[0].numel() if cases.volume else int(image.shape[-1] * image.shape[-2])
         flat = image.abs().float()
         flat = flat.unsqueeze(1) if cases.volume else flat.reshape(-1, 1, *image.shape[-2:])
-        parts = [self._segment(part, gradient) for part in flat.split(max(1, self.pixels // per))]
+        network, count = self.segmenter, max(1, self.pixels // per)
+        parts = [self._segment(network, part, gradient) for part in torch.split(flat, count)]
         logits, prediction, deep, slope = (_joined(column) for column in zip(*parts, strict=True))
         stack = image.ndim == 4 and not cases.volume
         if stack:
             shape = tuple(image.shape[:2])
-            logits = None if logits is None else logits.unflatten(0, shape).movedim(2, 1)
-            deep = None if deep is None else deep.unflatten(0, shape)
+            logits = None if logits is None else logits.view(*shape, *logits.shape[1:]).movedim(2, 1)
+            deep = None if deep is None else deep.view(*shape, -1)
         return View(
             image=image,
             logits=logits,
@@ -184,11 +185,11 @@ class Imaging:
             gradient=None if slope is None else slope.reshape(image.shape),
         )
 
-    def _segment(self, image: Tensor, gradient: bool) -> tuple[Tensor | None, ...]:
+    def _segment(self, network: nn.Module, image: Tensor, gradient: bool) -> tuple[Tensor | None, ...]:
         with torch.set_grad_enabled(gradient):
             if gradient:
                 image = image.detach().requires_grad_()
-            logits, prediction, deep = self._run(image)
+            logits, prediction, deep = self._run(network, image)
             slope = None
             if gradient:
                 log_probs = torch.log_softmax(logits, dim=1)
@@ -197,9 +198,7 @@ class Imaging:
         found = (logits, prediction, deep, slope)
         return tuple(None if item is None else item.detach() for item in found)
 
-    def _run(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        network = self.segmenter
-        assert network is not None  # noqa: S101 - asked by `look`
+    def _run(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.channels_last and image.ndim == 4:
             image = image.contiguous(memory_format=torch.channels_last)
         kind = image.device.type
@@ -213,6 +212,7 @@ class Imaging:
 
     def _improved(
         self,
+        network: ReconUNet,
         cases: Cases,
         zero_filled: Tensor,
         measured: Tensor,
@@ -225,12 +225,10 @@ class Imaging:
                 why="several coils need sensitivities for data consistency",
                 do="set recon to zf",
             )
-        network = self.reconstruction
-        assert isinstance(network, ReconUNet)  # noqa: S101 - the other kinds were dealt with
         flat = zero_filled.abs().reshape(-1, 1, *zero_filled.shape[-2:])
         with torch.autocast(flat.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             per = max(1, self.pixels // flat[0].numel())
-            magnitude = torch.cat([network(part) for part in flat.split(per)]).float()
+            magnitude = torch.cat([network(part) for part in torch.split(flat, per)]).float()
         return consistent(
             magnitude.view(zero_filled.shape),
             zero_filled,

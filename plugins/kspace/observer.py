@@ -77,6 +77,19 @@ class CaseObserver:
         """Keep a view for the next call of `seen` with the same cases ``(B,)`` and masks ``(B, A)``."""
         self._known = (case.clone(), mask.clone(), view)
 
+    def forget(self) -> None:
+        """Drop what was remembered: the images may change."""
+        self._known = None
+
+    def features_of(self, observation: Mapping[str, Tensor]) -> Seen:
+        """The features of an observation, whatever agent reads them.
+
+        Raises:
+            ConfigError: The observer has none.
+        """
+        blind = self.features is not None and self.features.blind
+        return self.seen(observation, "lines" if blind else "features")
+
     def seen(self, observation: Mapping[str, Tensor], needs: Needs) -> Seen:
         """What an agent with these needs reads of an observation; see `LineAgent.needs`.
 

@@ -162,7 +162,9 @@ class AgentLines:
         training = self.agent.training
         self.agent.eval()
         try:
-            parts = [self._order(observer, part, budget, generator) for part in case.split(self.at_once)]
+            parts = [
+                self._order(observer, part, budget, generator) for part in torch.split(case, self.at_once)
+            ]
         finally:
             self.agent.train(training)
         return torch.cat(parts)

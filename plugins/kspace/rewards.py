@@ -154,10 +154,11 @@ class Quality:
         image = self._image(view.magnitude, truth) if self.image_weight > 0 else zero
         labels = zero
         if self.needs_labels:
-            assert truth.labels is not None  # noqa: S101 - `truth` was made by this quality
-            if view.logits is None:
+            if view.logits is None or truth.labels is None:
                 raise ConfigError(
-                    "reward", why="it needs a segmentation network", do="give one, or set label_weight to 0"
+                    "reward",
+                    why="it needs labels and a segmentation network",
+                    do="give them, or set label_weight to 0",
                 )
             labels = label_quality(view.logits, truth.labels, kind=self.of_labels)
         return Scores(
@@ -169,8 +170,8 @@ class Quality:
             return -nmse(magnitude, truth.target)
         if self.of_image == "psnr":
             return psnr(magnitude, truth.target).clamp(max=PSNR_CEILING) / PSNR_SCALE
-        assert truth.ssim is not None  # noqa: S101 - `truth` was made by this quality
-        value = truth.ssim.score(magnitude)
+        ssim = truth.ssim if truth.ssim is not None else SsimTarget(truth.target)
+        value = ssim.score(magnitude)
         if truth.slices is None:
             return value
         # Slices that fill a stack up are zero in image and target, and agree entirely.
@@ -306,5 +307,5 @@ def terminal_reward(
 
 def centred(rewards: Tensor, repeats: int) -> Tensor:
     """Rewards ``(T, E)`` minus their mean over the `repeats` episodes of each case at each step."""
-    groups = rewards.unflatten(1, (-1, repeats))
+    groups = rewards.view(len(rewards), -1, repeats)
     return (groups - groups.mean(dim=2, keepdim=True)).flatten(1)

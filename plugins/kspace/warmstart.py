@@ -60,7 +60,7 @@ class States:
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[States]:
         """Every state once, in random order, `size` at a time; the last may be smaller."""
-        for part in torch.randperm(len(self), generator=generator).split(size):
+        for part in torch.split(torch.randperm(len(self), generator=generator), size):
             yield self.select(part.to(self.case.device))
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class StateCollector:
         observation = observation_of(self.case, self.mask, self.budget - self.taken, self.taken)
         seen: Mapping[str, Tensor] = {}
         if self.keep and self.observer.features is not None:
-            seen = self.observer.seen(observation, "lines" if self.observer.features.blind else "features")
+            seen = self.observer.features_of(observation)
         found = States(
             case=self.case.clone(),
             mask=self.mask.clone(),
@@ -261,7 +261,7 @@ def imitation_score(policy: Sighted, states: States, *, batch: int = 256) -> dic
         ``entropy`` of the policy.
     """
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in torch.arange(len(states), device=states.case.device).split(batch):
+    for rows in torch.split(torch.arange(len(states), device=states.case.device), batch):
         part = states.select(rows)
         distribution = policy.distribution(part.observation(), part.legal)
         best, line = part.gains.masked_fill(~part.legal, -torch.inf).max(dim=1)

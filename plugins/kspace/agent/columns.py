@@ -92,9 +92,11 @@ class ColumnAgent(LineAgent):
         self.policy = nn.Conv1d(width, 1, 1)
         self.critic = self.actor if shared else _Trunk(actions, features, pooled, width, embedding)
         self.value = nn.Linear(2 * width, 1)
-        for layer, gain in ((self.policy, policy_gain), (self.value, 1.0)):
-            nn.init.orthogonal_(layer.weight.view(1, -1), gain)
-            nn.init.zeros_(layer.bias)
+        for weight, gain in ((self.policy.weight, policy_gain), (self.value.weight, 1.0)):
+            nn.init.orthogonal_(weight.view(1, -1), gain)
+        for bias in (self.policy.bias, self.value.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
 
     def fit_scales(self, seen: Seen) -> None:
         """Standardise by the features of some states; call it once, before the first step of training."""
