@@ -16,6 +16,7 @@ from medrl.core.runlog import RunFolder
 
 from .curves import curves
 from .page import Section, escape, fact_list, folded, paragraphs, write_page
+from .pictures import pictures
 from .tables import (
     case_table,
     comparison_table,
@@ -34,6 +35,17 @@ _STATUS = {
     "interrupted": "The run was stopped by a signal and saved a checkpoint first; it can be resumed.",
     "failed": "The run failed; log.txt tells why.",
 }
+
+
+_TITLES = {
+    "pooled": "Dice, all voxels together",
+    "mean": "Dice, mean over cases",
+    "pooled_iou": "IoU, all voxels together",
+    "mean_iou": "IoU, mean over cases",
+    "hd95_mm": "HD95 in mm, mean over cases",
+    "cases_without": "cases without it",
+}
+"""Headings of the tables in ``val/summary.json``."""
 
 
 def build_report(
@@ -74,6 +86,15 @@ def build_report(
     validation = _validation(run_dir)
     if validation:
         sections.append(validation)
+    shown = pictures(run_dir)
+    if shown:
+        sections.append(
+            Section(
+                "Cases during training",
+                shown,
+                "The newest pictures that the method drew of some cases while it trained.",
+            )
+        )
     found = _evaluation(run_dir, evaluation)
     if found is not None:
         sections += evaluation_sections(found)
@@ -199,9 +220,7 @@ def _validation(run_dir: Path) -> Section | None:
     if not names:
         return None
     rows = [[name, *(float(tables[key].get(name, float("nan"))) for key in tables)] for name in names]
-    titles = [
-        {"pooled": "Dice, all voxels together", "mean": "Dice, mean over cases"}.get(k, k) for k in tables
-    ]
+    titles = [_TITLES.get(key, key.replace("_", " ")) for key in tables]
     step = content.get("step")
     return Section(
         "Validation during training",

@@ -33,6 +33,7 @@ _EXPLAIN: tuple[tuple[str, str], ...] = (
         "What the agent is paid for its actions. Higher is better; its zero has no meaning of its own.",
     ),
     (r"advantage", "How much better an action did than expected; it hovers around 0."),
+    (r"correlation", "How actions and what they earned go together, from -1 to 1; near 0, not at all."),
     (r"entropy", "How undecided the policy still is. It falls as the policy makes up its mind."),
     (r"\bkl\b|divergence", "How far the policy moved in one update. Small and steady is healthy."),
     (r"value_loss|explained", "How well the critic predicts what the agent will earn."),
@@ -45,7 +46,7 @@ _EXPLAIN: tuple[tuple[str, str], ...] = (
     (r"epoch", "Passes over the training cases so far."),
     (r"skip|nonfinite", "Steps that were left out because a number was not finite."),
 )
-_ORDER = ("val_dice", "dice", "loss", "reward", "iou", "hd95", "weight", "entropy")
+_ORDER = ("val_dice", "dice", "loss", "reward", "weight", "entropy", "correlation", "iou", "hd95")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .losses.supervised import Loss
 from .models import StudentOutput, tap
 from .regions import Target, teacher_probabilities, teacher_threshold
 from .samples import Batch
+from .weighting import hard_dice
 
 if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
@@ -84,7 +85,8 @@ class Objective:
             back = self.balance(back, values)
         total = torch.stack([factor * back[name].float() for name, (_, _, factor) in parts.items()]).sum()
         value = torch.stack([factor * value.float() for _, value, factor in parts.values()]).sum()
-        return total, {"loss": value} | {f"loss_{name}": value for name, value in values.items()}
+        facts = {"loss": value} | {f"loss_{name}": value for name, value in values.items()}
+        return total, facts | self.overlap(output, batch)
 
     def supervised(self, output: StudentOutput, batch: Batch) -> Tensor:
         """The loss against the labels of the labelled samples; a zero with a graph if there is none."""
@@ -96,6 +98,17 @@ class Objective:
         )
         truth = self.target.encode(batch.label[chosen])
         return losses.deep_supervised(loss, [logits[chosen] for logits in output.logits], truth)
+
+    @torch.no_grad()
+    def overlap(self, output: StudentOutput, batch: Batch) -> dict[str, Tensor]:
+        """Mean Dice of the labelled samples as ``train_dice``; nothing where none is labelled."""
+        chosen = batch.labelled
+        if not bool(chosen.any()):
+            return {}
+        target, structures = self.target, list(self.target.structures)
+        hard = target.decide(target.probabilities(output.main[chosen]))[:, structures]
+        truth = target.encode(batch.label[chosen])[:, structures]
+        return {"train_dice": hard_dice(hard, truth).mean()}
 
     def features(
         self,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from medrl.core.checkpoint import load_checkpoint, load_into
 from medrl.core.errors import CheckpointError, ConfigError
 
-from . import validation
 from .batches import Batches
 from .config import GraftConfig
 from .data import GraftData
 from .init_from import apply_weights, init_student
+from .journal import Journal
 from .lengths import in_steps, steps_per_epoch
 from .losses import Projections
 from .models import PlainConvUNet, as_output
@@ -25,6 +25,7 @@ from .objective import Objective, balancing, named_loss
 from .planning import build_network
 from .priors import measure
 from .steering import Scene, build_policy, described, in_force, steer, weighed_kinds
+from .validation import EarlyStopping, Validator, write_summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,10 +67,14 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
     batches = Batches(rt, cfg, data)
     scene = Scene(rt, cfg, data, student, projections, objective, priors, optimizer, batches.steps_per_epoch)
     steering = steer(scene, policy)
-    val_cases = validation.loader(rt, cfg, data)
+    validate, stopping = Validator(rt, cfg, data, objective), EarlyStopping(cfg)
+    rt.checkpoint.register(early_stopping=stopping)
+    journal = Journal(rt, cfg, data, batches.steps_per_epoch)
     every = cfg.train.validate_every or batches.steps_per_epoch
 
     for step in rt.steps(rt.checkpoint.resume(), cfg.train.max_steps):
+        if stopping.over:
+            break
         rate = set_rate(optimizer, cfg, step)
         facts: dict[str, Any] = {}
         for _ in rt.micro_batches():
@@ -86,12 +91,14 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
         rt.log(step, **facts, lr=rate, grad_norm=done.grad_norm)
 
         if step % every == 0 or step == rt.total_steps:
-            result = validation.validate(rt, student, val_cases, data.plan.target)
+            result = validate(student)
             found = result.metrics()
             learned = steering.validated(step, found["val_dice"])
             rt.log(step, epoch=step / batches.steps_per_epoch, **found, **learned)
             if rt.best(step, found["val_dice"]):
-                validation.write_summary(rt, step, result)
+                write_summary(rt, step, result)
+            journal.write(step, student)
+            stopping.update(result.focus_dice())
 
 
 def start_student(rt: Runtime, cfg: GraftConfig, data: GraftData) -> nn.Module:

@@ -173,6 +173,30 @@ def test_an_evaluation_in_the_run_folder_is_found(run_dir):
     assert "Case by case" in build_report(run_dir).read_text()
 
 
+def test_pictures_that_the_method_drew_are_in_the_page(run_dir):
+    from PIL import Image
+
+    (run_dir / "drawn").mkdir()
+    Image.new("RGB", (4, 3), (10, 20, 30)).save(run_dir / "drawn" / "case.png")
+    (run_dir / "drawn" / "note.png").write_text("no picture")
+    Image.new("RGB", (4, 3)).save(run_dir.parent / "outside.png")
+    entries = [
+        {"title": "case <one>", "path": "drawn/case.png", "caption": "epoch 3"},
+        {"title": "gone case", "path": "drawn/gone.png"},
+        {"title": "torn case", "path": "drawn/note.png"},
+        {"title": "foreign case", "path": "../outside.png"},
+        "no entry",
+    ]
+    (run_dir / "pictures.json").write_text(json.dumps(entries))
+    text = build_report(run_dir).read_text()
+    assert text.count("data:image/png;base64,") == 1
+    assert "case &lt;one&gt;" in text
+    assert "epoch 3" in text
+    assert not any(word in text for word in ("gone case", "torn case", "foreign case"))
+    (run_dir / "pictures.json").write_text("{")
+    assert "data:image/png" not in build_report(run_dir).read_text()
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no run"):
         build_report(tmp_path)

@@ -18,6 +18,7 @@ SMALL = {
     "model": {"name": "graft.tiny", "features": [4, 8]},
     "sample": {"size": [8, 32, 32]},
     "train": {"max_steps": 3, "batch_size": 1, "checkpoint_every": 3, "device": "cpu"},
+    "validation": {"panels": 0},
 }
 """A config whose training takes a fraction of a second."""
 

@@ -195,8 +195,9 @@ def test_two_ranks_validate_as_one(two_ranks, make_job, phantoms, features):
         student = train.start_student(rt, job.config, found)
         load_into(student, last(two_ranks / "straight").states["student"])
         rt.prepare(student)
-        cases = validation.loader(rt, job.config, found)
-        result = validation.validate(rt, student, cases, found.plan.target)
+        supervised = train.Objective(job.config, found.plan.target, ())
+        result = validation.Validator(rt, job.config, found, supervised)(student)
         rt.checkpoint.register(student=student)
     assert {key: logged[key] for key in result.metrics()} == result.metrics()
-    assert len(result.counts) == 2
+    assert len(result.cases) == 2
+    assert "val_loss" in logged

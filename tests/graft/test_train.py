@@ -12,7 +12,7 @@ from medrl.core.checkpoint import find_checkpoint, load_checkpoint
 from medrl.core.errors import ConfigError, DataError, RuntimeFault
 from medrl.plugins.graft import data, train
 from medrl.plugins.graft.config import GraftConfig
-from medrl.plugins.graft.validation import Validation
+from medrl.plugins.graft.validation import CaseCounts, Validation
 
 
 def fit(job, change=None):
@@ -221,7 +221,8 @@ def test_validation_writes_the_best_checkpoint_and_a_summary(make_job, tmp_path)
 
 
 def test_pooled_dice_is_over_voxels_and_empty_cases_count_only_there():
-    found = Validation({"a": [[8, 2, 0]], "b": [[0, 0, 0]]}, ("organ",))
+    cases = {"a": CaseCounts(((8, 2, 0),)), "b": CaseCounts(((0, 0, 0),))}
+    found = Validation(cases, ("organ",))
     assert found.pooled() == {"organ": 16 / 18}
     assert found.per_case() == {"a": {"organ": 16 / 18}, "b": {"organ": None}}
     assert found.mean() == {"organ": 16 / 18}
