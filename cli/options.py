@@ -123,7 +123,7 @@ def train_options() -> list[click.Parameter]:
             ["--preset"],
             metavar="NAME",
             shell_complete=complete_presets,
-            help="Values that belong together: smoke, small, paper, legacy.",
+            help="Values that belong together, such as smoke or small; medrl methods NAME lists them.",
         ),
         option(
             ["--fold"],
