@@ -322,7 +322,7 @@ def page(work: Path, group: str) -> str:
         heads, cells = report.gains_table(outcome)
         if cells:
             lines += ["", "Gains of the method over its rivals:", "", *table(heads, cells), ""]
-            lines += [f"- {claim}" for claim in outcome.claims() if claim.endswith("met.")]
+            lines += [f"- {claim}" for claim in outcome.claims() if "may be credited" in claim]
         if outcome.finding:
             heads, cells = report.quality_table(outcome.finding, report.FINDING)
             lines += ["", "Who finds the errors of the source-only predictions:", "", *table(heads, cells)]

@@ -22,7 +22,7 @@ from .compare.running import Study
 from .compare.work import merged
 from .scoring import VALID
 
-SHIFT = 0.85
+SHIFT = 1.0
 """Distance of the target from the source; the phantoms go from 0 to 1."""
 
 COLUMNS = {"dice": "Dice", VALID: "valid masks", "hd95": "HD95 (mm)"}
@@ -39,6 +39,7 @@ class Scale:
         methods: Keys of the rows.
         seeds: Number of seeds.
         judge: Whether to measure rewards and confidences.
+        shape: Pixels of the images.
         values: Config laid over the preset.
     """
 
@@ -49,6 +50,7 @@ class Scale:
     seeds: int
     judge: bool
     values: dict[str, Any]
+    shape: tuple[int, int] = (64, 64)
 
 
 SCALES = {
@@ -82,9 +84,14 @@ SCALES = {
 }
 
 
-def run(job: DemoJob) -> DemoResult:
-    """Write two scanners, train everything, score it on target test images, write the report."""
-    scale = SCALES[job.preset]
+def run(job: DemoJob, scale: Scale | None = None) -> DemoResult:
+    """Write two scanners, train everything, score it on target test images, write the report.
+
+    Args:
+        job: The job.
+        scale: Another size than that of the job's preset.
+    """
+    scale = scale or SCALES[job.preset]
     source, target = write_data(job, scale)
     base = merged(
         {
@@ -141,32 +148,35 @@ def write_data(job: DemoJob, scale: Scale) -> tuple[Path, Path]:
         f"{scale.test} for the test of another"
     )
     source, target = job.folder / "source", job.folder / "target"
-    write_echo(source, cases=scale.source, test_cases=0, seed=10 * job.seed + 1)
-    write_echo(target, cases=scale.target, test_cases=scale.test, seed=10 * job.seed + 2, shift=SHIFT)
+    write_echo(source, cases=scale.source, test_cases=0, seed=10 * job.seed + 1, shape=scale.shape)
+    write_echo(
+        target,
+        cases=scale.target,
+        test_cases=scale.test,
+        seed=10 * job.seed + 2,
+        shape=scale.shape,
+        shift=SHIFT,
+    )
     return source, target
 
 
 def notes_of(outcome: Outcome, scale: Scale) -> list[str]:
     """Say what the numbers mean, and what they do not."""
     found = {key: next(iter(by.values())) for key, by in outcome.scores.items()}
-    before, after = found["source"], found["style-ppo"]
+
+    def words(key: str) -> str:
+        return f"Dice {found[key].mean():.3f}, {found[key].mean(VALID):.0%} plausible"
+
     notes = [
-        f"Without adaptation {before.mean(VALID):.0%} of the masks are anatomically plausible, with rl4seg "
-        f"{after.mean(VALID):.0%}; mean Dice goes from {before.mean():.3f} to {after.mean():.3f}, on "
-        f"{scale.test} test images that no stage has seen.",
+        f"On {scale.test} test images that no stage has seen: without adaptation {words('source')}; with "
+        f"rl4seg {words('style-ppo')}. Plausible masks keep every anatomical rule.",
+        f"rl4seg starts from the style-tuned actor ({words('style')}). The same PPO on a reward of noise "
+        f"ends at {words('style-ppo-random')}: the difference is what the reward taught.",
     ]
-    if "style-ppo-random" in found and "style" in found:
-        start, noise = found["style"], found["style-ppo-random"]
-        notes.append(
-            f"PPO starts from the style-tuned actor (Dice {start.mean():.3f}, {start.mean(VALID):.0%} "
-            f"plausible). The same PPO with a reward of noise ends at {noise.mean():.3f} and "
-            f"{noise.mean(VALID):.0%}: what is gained beyond the start comes from the reward."
-        )
     if "style-posthoc-both" in found:
-        rival = found["style-posthoc-both"]
         notes.append(
-            f"Reward net and corrector as post-processing, without any policy training, reach "
-            f"{rival.mean():.3f} and {rival.mean(VALID):.0%}: rl4seg puts that knowledge into one network."
+            f"Reward net and corrector as post-processing, without training a policy: "
+            f"{words('style-posthoc-both')}. rl4seg puts what they know into one network."
         )
     notes.append(
         "These are synthetic images and one seed: the table shows that every part works, not how well the "
@@ -181,7 +191,7 @@ _SUBTITLE = (
     "against that judgement."
 )
 _COMMANDS = (
-    "medrl data synth echo SOURCE; medrl data synth echo TARGET --set shift=0.85 writes such images.",
+    "medrl data synth echo SOURCE; medrl data synth echo TARGET --set shift=1.0 writes such images.",
     "medrl train rl4seg --data SOURCE --target TARGET --preset small -o runs/adapted",
     "medrl predict rl4seg -i IMAGES -o OUT --model runs/adapted",
     "medrl rl4seg compare --data SOURCE --target TARGET --preset small -o study --methods core --seeds 3",

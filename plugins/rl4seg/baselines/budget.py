@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from medrl.core import rng
 from medrl.core.errors import RuntimeFault
 
+from ..agent import PixelActor
+
 if TYPE_CHECKING:
     from ..data import ImageSet
 
@@ -67,9 +69,10 @@ def optimise(network: nn.Module, loss: Callable[[int], Tensor], budget: Budget) 
     """
     device = torch.device(budget.device)
     network.to(device)
-    mode = getattr(network, "bn_mode", None)
-    if mode is not None:  # an actor decides for itself what training mode means
-        network.bn_mode = "eval" if budget.batch_norm == "frozen" else "batch"
+    actor = network if isinstance(network, PixelActor) else None
+    mode = actor.bn_mode if actor is not None else "batch"
+    if actor is not None:  # it decides for itself what training mode means
+        actor.bn_mode = "eval" if budget.batch_norm == "frozen" else "batch"
     network.train()
     if budget.batch_norm == "frozen":
         frozen_batch_norm(network)
@@ -98,8 +101,8 @@ def optimise(network: nn.Module, loss: Callable[[int], Tensor], budget: Budget) 
                 why=f"{lost} losses or gradients in a row were not finite",
                 do="lower its learning rate",
             )
-    if mode is not None:
-        network.bn_mode = mode
+    if actor is not None:
+        actor.bn_mode = mode
     network.eval()
     return history
 

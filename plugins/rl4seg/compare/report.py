@@ -14,6 +14,7 @@ from medrl.core.report import (
     Section,
     curves,
     escape,
+    folded,
     gallery,
     overlay_panel,
     paragraphs,
@@ -25,10 +26,11 @@ from medrl.core.stats import Interval
 from ..scoring import EPI, VALID
 from ..uncertainty import averages
 from .catalogue import BY_KEY
-from .outcome import Outcome, Row, method_of
+from .outcome import Outcome, Row
 
-COLOURS = {"baseline": "var(--c1)", "method": "var(--c2)", "control": "var(--c4)", "bound": "var(--c8)"}
-HEADS = {"dice": "Dice", f"dice_{EPI}": "Dice epi", VALID: "valid", "hd": "HD (mm)", "hd95": "HD95 (mm)"}
+COLOURS = {"baseline": "var(--c1)", "method": "var(--c2)", "control": "var(--c4)", "bound": "var(--c6)"}
+HEADS = {"dice": "Dice", VALID: "valid", "hd95": "HD95 (mm)"}
+MORE = {f"dice_{EPI}": "Dice of LV and MYO together", "hd": "HD (mm)"}
 
 
 def table(outcome: Outcome, *, iterations: bool = True) -> tuple[list[str], list[list[str]], list[int]]:
@@ -47,6 +49,23 @@ def table(outcome: Outcome, *, iterations: bool = True) -> tuple[list[str], list
             line.append(found["dice"].text() if found else "–")
         cells.append(line)
     return heads, cells, [number for number, row in enumerate(rows) if row.role == "method"]
+
+
+def more_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Return what the first table leaves out."""
+    rows = outcome.rows()
+    names = [name for name in MORE if any(name in row.numbers for row in rows)]
+    cells = [
+        [
+            row.title,
+            row.start,
+            f"{row.spread[0]:.3f} to {row.spread[1]:.3f}",
+            *(_level(row.numbers.get(name)) for name in names),
+            _number(sum(outcome.seconds.get(row.key, {}).values()) / max(1, len(row.seeds))),
+        ]
+        for row in rows
+    ]
+    return ["method", "start", "Dice of the seeds", *(MORE[name] for name in names), "CPU s"], cells
 
 
 def gains_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
@@ -120,7 +139,9 @@ def write(
     sections = [
         Section(
             "Result",
-            simple_table(heads, cells, words=(0, 1, 2), emphasise=stress) + paragraphs(outcome.notes),
+            simple_table(heads, cells, words=(0, 1, 2), emphasise=stress)
+            + folded("More numbers", simple_table(*more_table(outcome), words=(0, 1)))
+            + paragraphs(outcome.notes),
             _RESULT,
         )
     ]
@@ -188,7 +209,7 @@ def forest(rows: Sequence[Row], name: str = "dice") -> str:
     return (
         f'<figure class="dots"><svg viewBox="0 0 720 {height}" role="img" aria-label="{label}">'
         f'{"".join(parts)}</svg><figcaption class="small">{label}. Blue: baselines, orange: the method, '
-        "green: controls, grey: upper bounds, which look at target labels.</figcaption></figure>"
+        "pink: controls, brown: upper bounds, which look at target labels.</figcaption></figure>"
     )
 
 
@@ -235,13 +256,6 @@ def records_of(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     return shown
 
 
-def iteration_title(key: str) -> str:
-    """Return the title of a row key, such as ``rl4seg, iteration 2 (style)``."""
-    method, iteration = method_of(key)
-    words = method.title + (f", iteration {iteration}" if iteration else "")
-    return words + (f" ({method.start})" if method.start else "")
-
-
 def _ends(found: Interval) -> tuple[float, float]:
     if math.isfinite(found.low) and math.isfinite(found.high):
         return found.low, found.high
@@ -264,11 +278,11 @@ def _number(value: float) -> str:
 
 _CURVES_OF = {
     "reward": "reward",
-    "val_reward": "reward on validation images",
-    "val_validity": "share of valid masks on validation images",
-    "kl": "distance from the starting policy (KL)",
-    "entropy": "entropy of the policy",
-    "foreground": "foreground",
+    "val_reward": "reward, held out",
+    "val_validity": "valid masks, held out",
+    "kl": "KL to the start",
+    "entropy": "entropy",
+    "foreground": "share of foreground",
 }
 _RESULT = (
     "Means over test images and seeds with 95 % intervals (bootstrap over seeds and patients). Dice is the "

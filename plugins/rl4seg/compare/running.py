@@ -131,7 +131,7 @@ class Study:
         """Write ``report.html``, with sections of one's own at the end."""
         study = next(iter(self.seeds.values()))
         runs = {
-            report.iteration_title(method.key): path
+            f"{method.title} ({method.start})": path
             for method in self.methods
             if method.kind == "loop"
             for path in sorted((study.run_folder(method.key) / "stages").glob("*_ppo_1"))
@@ -172,17 +172,17 @@ class Study:
         chosen = np.argsort(values, kind="stable")[places]
         truth = np.asarray(study.test.labels)
         spacing = np.asarray(study.test.spacing_mm)
-        return {
-            study.test.ids[at]: report.panel(
+        panels = {}
+        for at in [*chosen[len(chosen) // 2 :], *chosen[: len(chosen) // 2]]:
+            name = f"{study.test.ids[at]}, Dice of {BY_KEY[order_key].title} {values[at]:.3f}"
+            panels[name] = report.panel(
                 study.test.images[at].numpy(),
-                {"reference": truth[at], **{name: found[at] for name, found in masks.items()}},
-                title=study.test.ids[at],
+                {"reference": truth[at], **{title: found[at] for title, found in masks.items()}},
+                title=name,
                 spacing=spacing[at].tolist(),
                 label_names=study.test.label_names,
-                caption=f"Dice of {BY_KEY[order_key].title}: {values[at]:.3f}",
             )
-            for at in chosen.tolist()
-        }
+        return panels
 
 
 def network_of(study: SeedStudy, method: Method) -> Any:

@@ -142,7 +142,8 @@ def composite(study: SeedStudy) -> RewardFn:
 
 def original_reward(study: SeedStudy) -> RewardFn:
     """The binary reward net of the last iteration of ``ppo-original``."""
-    return study.trained_reward("ppo-original").reward
+    found: RewardFn = study.trained_reward("ppo-original").reward
+    return found
 
 
 def _has_composite(study: SeedStudy) -> bool:
