@@ -98,10 +98,16 @@ def improve(
 ) -> UpdateStats:
     """Update actor and critic on one rollout; each has its own loss, optimiser and limit of its gradient."""
     limits = {"actor": cfg.ppo.clip_norm, "critic": cfg.ppo.critic_clip_norm}
+    waiting: list[str] = []
 
     def advance(part: str, loss: Tensor) -> None:
         rt.backward(loss, cases=ids)
-        rt.step(optimizers[part], clip_norm=limits[part])
+        waiting.append(part)
+        if len(waiting) == len(optimizers):
+            # Both go backward before one steps: a step shares the buffers of all networks between ranks.
+            for name in waiting:
+                rt.step(optimizers[name], clip_norm=limits[name])
+            waiting.clear()
 
     if cfg.ppo.algorithm == "pg":
         return policy_gradient_update(players.actor, played, step=advance, autocast=rt.autocast)
