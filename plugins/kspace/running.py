@@ -1,0 +1,56 @@
+"""A run: one stage in one run folder; and the small tools that read a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from medrl.core.errors import ConfigError
+
+from . import domain, recon_training, reward_training, sampler, train
+from .config import KspaceConfig
+from .data import export_png, open_scans
+
+if TYPE_CHECKING:
+    from medrl.core.jobs import TrainJob
+    from medrl.core.manager import PluginManager
+
+
+def run(job: TrainJob) -> None:
+    """Do the stage of a config: the policy with everything that it needs, or one part alone."""
+    cfg: KspaceConfig = job.config
+    fit = {"policy": train.fit, "reward": reward_training.fit, "recon": recon_training.fit}[cfg.stage]
+    with job.runtime() as rt:
+        fit(rt, cfg, domain.load(cfg))
+
+
+def write_sampler(manager: PluginManager, cfg: KspaceConfig, path: Path) -> sampler.Weights:
+    """Write the weights of the training cases of a config."""
+    del manager
+    cases = domain.load(cfg).cases("train", cfg, torch.device("cpu"))
+    found = sampler.make_weights(cases)
+    found.write(path)
+    return found
+
+
+def write_png(cfg: KspaceConfig, folder: Path) -> int:
+    """Write the scans of a config as PNG; return the number of slices.
+
+    Raises:
+        ConfigError: No dataset is named.
+    """
+    if cfg.data.root is None:
+        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
+    data = cfg.data
+    dataset = open_scans(
+        data.root,
+        reader=data.reader,
+        layout=data.layout,
+        frames=data.frames,
+        spacing_mm=data.spacing_mm,
+        exclude=data.exclude,
+    )
+    export_png(dataset, folder)
+    return sum(1 for _ in folder.glob("*/images/*.png"))
