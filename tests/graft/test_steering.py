@@ -6,12 +6,15 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from medrl.core.checkpoint import find_checkpoint, load_checkpoint
 from medrl.core.errors import ConfigError
+from medrl.core.report import build_report
 from medrl.plugins.graft import data, train
+from medrl.plugins.graft.agent import Agreement
 from medrl.plugins.graft.config import GraftConfig
 from medrl.plugins.graft.features import open_teacher
 from medrl.plugins.graft.priors import batch_quality
@@ -374,6 +377,51 @@ def test_alignment_trusts_the_teacher_whose_loss_is_that_of_the_labels(
     assert weights_of(rows[-1])[0] > 0.9
     assert rows[-1]["alignment_neg1/teacher_0"] > 0.5 > -0.5 > rows[-1]["alignment_neg1/teacher_1"]
     assert all(math.isfinite(row["reward_loss"]) for row in rows)
+
+
+def test_alignment_logs_how_weights_and_measurements_went_together(make_job, tmp_path, features, monkeypatch):
+    taken, original = [], Agreement.update
+
+    def spy(self, weights, measured):
+        taken.append((weights.tolist(), measured.tolist()))
+        original(self, weights, measured)
+
+    monkeypatch.setattr(Agreement, "update", spy)
+    over = {
+        "weighting": {"mode": "align", "prior": "uniform", "align_every": 1},
+        "split": {"reward": 0.4},
+        "train": {"max_steps": 6},
+    }
+    rows = rows_of(fit(make_job(tmp_path / "run", distilled(features, **over))))
+    assert len(taken) == len(rows) == 6
+    for row, (weights, _) in zip(rows, taken, strict=True):
+        assert weights == pytest.approx(weights_of(row), abs=1e-6)
+    assert rows[0]["correlation_neg1/teacher_0"] == 0.0
+    for teacher in range(2):
+        pairs = np.array([(weights[teacher], measured[teacher]) for weights, measured in taken])
+        expected = np.corrcoef(pairs.T)[0, 1]
+        assert rows[-1][f"correlation_neg1/teacher_{teacher}"] == pytest.approx(expected, abs=1e-5)
+        assert abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["reinforce", "align", "legacy"])
+def test_the_report_of_a_run_draws_weights_entropy_and_correlation(make_job, tmp_path, features, mode):
+    over = {
+        "weighting": {"mode": mode, "prior": "uniform", "align_every": 1},
+        "agent": {"interval": 2},
+        "split": {"reward": 0.4},
+        "distill": {"logit_weight": 1.0},
+        "train": {"max_steps": 4},
+    }
+    run = fit(make_job(tmp_path / "run", distilled(features, **over)))
+    page = build_report(run).read_text()
+    for kind in ("neg1", "logits"):
+        for what in ("weights", "correlation"):
+            assert f"<b>{what}_{kind}</b>" in page
+            assert f"{what}_{kind}/teacher_1" in page
+        assert f"entropy_{kind}" in page
+    shown = page.split("more curves")[0]
+    assert "<b>weights_neg1</b>" in shown
 
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])

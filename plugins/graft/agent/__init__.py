@@ -17,6 +17,7 @@ from medrl.plugins.graft.agent.state import (
 from medrl.plugins.graft.agent.teacher_agent import (
     Action,
     AgentSettings,
+    Agreement,
     Correlation,
     ScoredAction,
     TeacherAgent,
@@ -27,6 +28,7 @@ __all__ = [
     "POOLED",
     "Action",
     "AgentSettings",
+    "Agreement",
     "Correlation",
     "FreePolicy",
     "PolicyState",

@@ -320,3 +320,31 @@ class Correlation:
         """Restore what `state_dict` gave."""
         for name in vars(self):
             setattr(self, name, state[name])
+
+
+class Agreement:
+    """Running correlation of each teacher's weight with its own measurement, such as its alignment."""
+
+    def __init__(self, teachers: int) -> None:
+        self.each = [Correlation(1) for _ in range(teachers)]
+
+    def update(self, weights: Tensor, measured: Tensor) -> None:
+        """Take in one measurement: both ``(N,)``; one that is not finite changes nothing."""
+        if not bool(torch.isfinite(measured).all()):
+            return
+        for tracker, weight, value in zip(self.each, weights, measured.tolist(), strict=True):
+            tracker.update(weight[None], float(value))
+
+    @property
+    def values(self) -> list[float]:
+        """Correlation of each teacher, 0 where it is not defined; its standard error is about 1/√count."""
+        return [tracker.values[0] for tracker in self.each]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"each": [tracker.state_dict() for tracker in self.each]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for tracker, values in zip(self.each, state["each"], strict=True):
+            tracker.load_state_dict(values)

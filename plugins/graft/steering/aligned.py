@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.rng import torch_generator
+from medrl.plugins.graft.agent import Agreement
 from medrl.plugins.graft.models import StudentOutput, as_output
 from medrl.plugins.graft.priors import floor_of
 from medrl.plugins.graft.rewards import RewardMeter
@@ -47,8 +48,12 @@ class AlignedSteering(Steering):
         self.meter = RewardMeter(scene.cfg, scene.data, scene.rt.device)
         self.noise = torch_generator(scene.cfg.train.seed, "graft", "random reward")
         self.parameters = [p for p in scene.student.parameters() if p.requires_grad]
+        self.agreement = {kind: Agreement(len(scene.data.teachers)) for kind in self.scores}
+        self._given: dict[str, Tensor] = {}
         scene.rt.checkpoint.register(
-            reward_noise=self.noise, **{f"alignment_{kind}": scores for kind, scores in self.scores.items()}
+            reward_noise=self.noise,
+            **{f"alignment_{kind}": scores for kind, scores in self.scores.items()},
+            **{f"agreement_{kind}": found for kind, found in self.agreement.items()},
         )
 
     def held_out(self, step: int) -> int | None:
@@ -63,10 +68,14 @@ class AlignedSteering(Steering):
         for kind, prior in self.scene.priors.batch(1).items():
             scored = with_floor(self.scores[kind].weights(prior[0]), floor).to(prior)
             found[kind] = warmup_blend(scored[None], alpha, start=prior).expand(size, -1)
+        self._given = {kind: weights[0].detach().cpu() for kind, weights in found.items()}
         return found
 
     def after(self, step: int, batch: Batch, *, applied: bool) -> dict[str, Any]:
-        """Every so many steps measure all teachers on the batch that was just learned from."""
+        """Every so many steps measure all teachers on the batch that was just learned from.
+
+        Logged are the scores, and how each teacher's weight and its measurements went together so far.
+        """
         if not applied or step % self.scene.cfg.weighting.align_every:
             return {}
         measured = self.meter.batch(self._measurement(step), batch)
@@ -88,9 +97,10 @@ class AlignedSteering(Steering):
             differences = torch.randn(differences.shape, generator=self.noise)
         for kind, found in zip(kinds, differences.chunk(len(kinds)), strict=True):
             self.scores[kind].update(found)
-            facts |= by_teacher(
-                f"alignment_{kind}", self.scores[kind].scores.tolist(), self.scene.data.teacher_names
-            )
+            self.agreement[kind].update(self._given[kind], found)
+            names = self.scene.data.teacher_names
+            facts |= by_teacher(f"alignment_{kind}", self.scores[kind].scores.tolist(), names)
+            facts |= by_teacher(f"correlation_{kind}", self.agreement[kind].values, names)
         return facts
 
     def _measurement(self, step: int) -> int:
