@@ -17,10 +17,10 @@ def one_cycle(step: int, steps: int) -> float:
 
     Source: Smith and Topin 2018, with the numbers of `torch.optim.lr_scheduler.OneCycleLR`; momentum stays.
 
-    >>> [round(one_cycle(step, 11), 3) for step in (1, 4, 11)]
+    >>> [round(one_cycle(step, 10), 3) for step in (1, 3, 10)]
     [0.04, 1.0, 0.0]
     """
-    at, peak = step - 1, RISE * max(1, steps - 1)
+    at, peak = step - 1, max(0.0, RISE * steps - 1.0)
     if at <= peak:
         return _between(FIRST, 1.0, at / peak if peak else 1.0)
     return _between(1.0, LAST, (at - peak) / (steps - 1 - peak))
