@@ -286,7 +286,7 @@ def case_name(index: int, frame: str = "ED", *, test: bool = False) -> str:
 
 
 def _places(size: int) -> NDArray[np.float64]:
-    places: NDArray[np.float64] = (np.arange(size) - size / 2) / (size / 2)
+    places: NDArray[np.float64] = (np.arange(size, dtype=np.float64) - size / 2) / (size / 2)
     return places
 
 

@@ -42,14 +42,16 @@ def fftc(values: Tensor, dims: Sequence[int]) -> Tensor:
     """Image to k-space along some axes: ``fftshift(fft(ifftshift(x), norm="ortho"))``."""
     axes = tuple(dims)
     shifted = torch.fft.ifftshift(as_complex(values), dim=axes)
-    return torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    found: Tensor = torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    return found
 
 
 def ifftc(values: Tensor, dims: Sequence[int]) -> Tensor:
     """k-space to image along some axes, the inverse of `fftc` for odd sizes too."""
     axes = tuple(dims)
     shifted = torch.fft.ifftshift(as_complex(values), dim=axes)
-    return torch.fft.fftshift(torch.fft.ifftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    found: Tensor = torch.fft.fftshift(torch.fft.ifftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    return found
 
 
 def fft2c(images: Tensor) -> Tensor:

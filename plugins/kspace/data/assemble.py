@@ -97,8 +97,9 @@ def _arrays(
         target = combine(ifft2c(flat), found).abs().view(target.shape)
         sensitivities = found.view(kspace.shape)
     if geometry == "slice":
-        kept = (kspace, target, labels, sensitivities)
-        kspace, target, labels, sensitivities = (None if part is None else part[:, 0] for part in kept)
+        kspace, target = kspace[:, 0], target[:, 0]
+        labels = None if labels is None else labels[:, 0]
+        sensitivities = None if sensitivities is None else sensitivities[:, 0]
     elif slices.multi_coil:
         # Coils come before slices.
         kspace = kspace.transpose(1, 2).contiguous()

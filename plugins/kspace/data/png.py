@@ -268,13 +268,15 @@ def read_png(path: Path) -> NDArray[Any]:
             values = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(str(path), why=f"damaged or no PNG ({error})", do="copy the file again") from error
-    return values if values.dtype == np.uint8 else values.astype(np.uint16)
+    grey: NDArray[Any] = values if values.dtype == np.uint8 else values.astype(np.uint16)
+    return grey
 
 
 def _stretched(image: NDArray[np.float32], low: float, high: float, bits: int) -> NDArray[Any]:
     top = 2**bits - 1
     share = (image.astype(np.float64) - low) / (high - low) if high > low else np.zeros(image.shape)
-    return np.rint(share * top).astype(np.uint8 if bits == 8 else np.uint16)
+    grey: NDArray[Any] = np.rint(share * top).astype(np.uint8 if bits == 8 else np.uint16)
+    return grey
 
 
 def _write(path: Path, values: NDArray[Any]) -> None:

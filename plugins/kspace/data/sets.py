@@ -23,13 +23,13 @@ class Stacked:
 
     Args:
         sources: Tensors ``(n, ...)``.
-        rows: ``(N, 2)`` int64, number of the source and row in it; None takes all rows of all sources.
+        rows: Of each row, number of the source and row in it; None takes all rows of all sources.
 
     Raises:
         DataError: The sources are of different shape or type, or there is none.
     """
 
-    def __init__(self, sources: Sequence[Tensor], rows: Tensor | None = None) -> None:
+    def __init__(self, sources: Sequence[Tensor], rows: Sequence[tuple[int, int]] | None = None) -> None:
         if not sources:
             raise DataError("slices", why="there is none")
         first = sources[0]
@@ -44,11 +44,9 @@ class Stacked:
                 do="set sample.shape",
             )
         self._sources = tuple(sources)
-        if rows is None:
-            pairs = [(number, row) for number, source in enumerate(sources) for row in range(len(source))]
-            rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-        self._rows = rows
-        self.shape = torch.Size((len(rows), max(heads), *first.shape[2:]))
+        every = [(number, row) for number, source in enumerate(sources) for row in range(len(source))]
+        self._rows = tuple(every if rows is None else rows)
+        self.shape = torch.Size((len(self._rows), max(heads), *first.shape[2:]))
         self.dtype = first.dtype
         self.device = first.device
 
@@ -74,21 +72,21 @@ class Stacked:
         for place, number in enumerate(chosen.flatten().tolist()):
             row = self._row(number)
             found[place, : row.shape[0]] = row
-        return found.view(*chosen.shape, *self.shape[1:])
+        return found.view((*chosen.shape, *self.shape[1:]))
 
     def subset(self, index: Sequence[int]) -> Stacked:
         """Rows with these numbers, in this order; nothing is copied."""
-        return Stacked(self._sources, self._rows[torch.as_tensor(list(index), dtype=torch.int64)])
+        return Stacked(self._sources, [self._rows[number] for number in index])
 
     def tensor(self) -> Tensor:
         """All rows as one tensor; without a copy where they are one whole source."""
-        whole = len(self._sources) == 1 and len(self) == len(self._sources[0])
-        if whole and torch.equal(self._rows[:, 1], torch.arange(len(self))):
-            return self._sources[0]
+        first = self._sources[0]
+        if self._rows == tuple((0, row) for row in range(len(first))):
+            return first
         return self[torch.arange(len(self))]
 
     def _row(self, number: int) -> Tensor:
-        source, row = self._rows[number].tolist()
+        source, row = self._rows[number]
         return self._sources[source][row]
 
 
@@ -129,10 +127,9 @@ class SliceSet:
     keys: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        parts = (self.cases, self.patients, self.frames, self.slices, self.spacing_mm, self.kspace)
-        parts += (self.target, self.padding, self.keys)
-        optional = [part for part in (self.labels, self.sensitivities) if part is not None]
-        sizes = {len(part) for part in (self.ids, *parts, *optional)}
+        names = (self.ids, self.cases, self.patients, self.frames, self.slices, self.keys)
+        arrays = (self.spacing_mm, self.padding, self.kspace, self.target, self.labels, self.sensitivities)
+        sizes = {len(part) for part in names} | {len(part) for part in arrays if part is not None}
         if len(sizes) != 1:
             raise DataError("slices", why=f"arrays and names differ in number: {sorted(sizes)}")
         if len(set(self.ids)) != len(self.ids):
