@@ -118,18 +118,17 @@ def load_parts(
         test = list(dataset.fold(test_fold, folds, seed, group_by).val)
         tested = {case.id for case in test}
         train = [case for case in train if case.id not in tested]
-    if not train:
-        raise ConfigError("data.fold", why="no scan is left to train on")
     both = {case.patient for case in test} & {case.patient for case in (*train, *split.val)}
     if both and group_by != "case":
         raise DataError("the split", why=f"patient {min(both)} is in training and in testing")
 
-    def make(cases: Sequence[Case]) -> SliceSet | None:
-        return load_set(dataset, cases, plan, cache=cache, labels=labels) if cases else None
-
-    trained = make(train)
-    assert trained is not None  # noqa: S101 - `train` holds a case
-    return Parts(train=trained, val=make(split.val), test=make(test), plan=plan, dataset=dataset)
+    found = [
+        load_set(dataset, cases, plan, cache=cache, labels=labels) if cases else None
+        for cases in (train, split.val, test)
+    ]
+    if found[0] is None:
+        raise ConfigError("data.fold", why="no scan is left to train on")
+    return Parts(train=found[0], val=found[1], test=found[2], plan=plan, dataset=dataset)
 
 
 def load_set(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medrl.core.errors import DataError
@@ -191,14 +192,17 @@ def prepare(raw: RawScan, plan: SamplePlan, case: str) -> Prepared:
         DataError: The scan does not allow what the plan asks for; the case is named.
     """
     try:
-        return _from_images(raw, plan, case) if raw.kspace is None else _from_kspace(raw, plan)
+        if raw.images is not None:
+            return _from_images(raw, raw.images, plan, case)
+        if raw.kspace is not None:
+            return _from_kspace(raw, raw.kspace, plan)
+        raise DataError("scan", why="it holds neither images nor k-space")
     except DataError as error:
         raise DataError(f"case {case}", why=f"{error.what}: {error.why}", do=error.do, case=case) from error
 
 
-def _from_images(raw: RawScan, plan: SamplePlan, case: str) -> Prepared:
-    assert raw.images is not None  # noqa: S101 - asked by `prepare`
-    images = torch.from_numpy(np.array(raw.images, dtype=np.float32))[:, None]
+def _from_images(raw: RawScan, stored: NDArray[np.float32], plan: SamplePlan, case: str) -> Prepared:
+    images = torch.from_numpy(np.array(stored, dtype=np.float32))[:, None]
     plane = (int(images.shape[2]), int(images.shape[3]))
     inner = _inner(raw, plan, plane)
     times = plan.downsample
@@ -240,9 +244,8 @@ def _from_images(raw: RawScan, plan: SamplePlan, case: str) -> Prepared:
     )
 
 
-def _from_kspace(raw: RawScan, plan: SamplePlan) -> Prepared:
-    assert raw.kspace is not None  # noqa: S101 - asked by `prepare`
-    kspace = torch.from_numpy(np.array(raw.kspace, dtype=np.complex64))
+def _from_kspace(raw: RawScan, stored: NDArray[np.complex64], plan: SamplePlan) -> Prepared:
+    kspace = torch.from_numpy(np.array(stored, dtype=np.complex64))
     rows, columns = int(kspace.shape[-2]), int(kspace.shape[-1])
     shape = plan.shape or (rows, columns)
     missing = np.zeros(columns, dtype=np.bool_) if raw.missing is None else raw.missing
