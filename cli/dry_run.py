@@ -30,11 +30,15 @@ def describe(manager: PluginManager, method: str, planned: Planned, shared: Mapp
         if shared["preset"]
         else planned.resolved.hash,
         "run folder": _folder(planned, shared["resume"]),
-        "training": f"{config.train.max_steps} steps, batch size {config.train.batch_size}"
+        "training": (
+            f"{config.train.max_steps} steps" if config.train.max_steps else "the steps of each stage"
+        )
+        + f", batch size {config.train.batch_size}"
         + (f" on each of {devices} ranks" if devices > 1 else ""),
         "device": f"{config.train.device}, {config.train.precision}",
         "seed": str(config.train.seed),
         **_data(config),
+        **_further_data(config),
     }
     if shared["init_from"] is not None:
         facts["start from"] = str(shared["init_from"])
@@ -60,6 +64,26 @@ def _data(config: Any) -> dict[str, str]:
         "labels": labels,
         "fold": f"{data.fold}: {len(split.train)} cases for training, {len(split.val)} for validation",
     }
+
+
+def _further_data(config: Any) -> dict[str, str]:
+    """Return what a method calls its other datasets, such as ``target``, and where they are.
+
+    Raises:
+        DataError: One is named and does not exist.
+    """
+    from medrl.core.config import DataConfig
+    from medrl.core.errors import DataError
+
+    found = {}
+    for name in type(config).model_fields:
+        block = getattr(config, name)
+        if name == "data" or not isinstance(block, DataConfig):
+            continue
+        if block.root is not None and not block.root.exists():
+            raise DataError(str(block.root), why="no such dataset", do=f"check {name}.root")
+        found[name] = str(block.root) if block.root else f"none is named ({name}.root)"
+    return found
 
 
 def _folder(planned: Planned, resume: str) -> str:

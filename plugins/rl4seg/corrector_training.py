@@ -85,7 +85,7 @@ def validate(rt: Runtime, made: CorrectorModule, data: Domains, rules: Rules) ->
     made.train()
     return {
         "val_dice": float(dice_per_image(fixed, truth, data.classes).mean()),
-        "val_dice_before": float(dice_per_image(broken, truth, data.classes).mean()),
+        "corrupted_dice": float(dice_per_image(broken, truth, data.classes).mean()),
         "val_validity": sum(passes(mask, rules) for mask in fixed.cpu()) / len(fixed),
-        "val_validity_before": sum(passes(mask, rules) for mask in broken.cpu()) / len(broken),
+        "corrupted_validity": sum(passes(mask, rules) for mask in broken.cpu()) / len(broken),
     }

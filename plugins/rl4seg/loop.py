@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medrl.core import rng
+from medrl.core.config import Layer, resolve
 from medrl.core.errors import ConfigError, MedrlError, RuntimeFault
 from medrl.core.learned_reward import RewardNet
 from medrl.core.runlog import RunFolder
@@ -47,13 +48,33 @@ _log = logging.getLogger("medrl.rl4seg")
 
 def run(job: TrainJob) -> None:
     """Do the stages of a run folder: all that are left, or with `stage` the next one of that kind."""
+    job = with_phantoms(job)
     cfg: Rl4segConfig = job.config
     if cfg.alone:
         run_alone(job)
         return
+    # Whatever is wrong with data, inputs and networks is found before a run folder is made.
+    data, results = load_domains(cfg, job.manager), Results.given(cfg)
+    product = Product.build(cfg, job.manager, data)
+    parts.rules_of(cfg, data.label_names)
     # A trial run shortens every stage by train.max_steps; the loop itself is always whole.
     with replace(job, fast_dev_run=False).runtime() as rt:
-        Loop(rt, job).run()
+        Loop(rt, job, data, results).run(product)
+
+
+def with_phantoms(job: TrainJob) -> TrainJob:
+    """Give a trial run for which no data were named synthetic echocardiograms instead of what it got."""
+    if not job.fast_dev_run or job.resolved.origins.get("data.root") != "--fast-dev-run":
+        return job
+    from medrl.core.phantoms.echo import write_echo
+
+    folder: Path = job.config.data.root.parent
+    source = write_echo(folder / "echo_source", cases=10, test_cases=0, seed=1)
+    target = write_echo(folder / "echo_target", cases=10, test_cases=4, seed=2, shift=0.5)
+    values = job.resolved.values()
+    values["data"] |= {"root": str(source), "layout": "auto"}
+    values["target"] |= {"root": str(target), "layout": "auto"}
+    return replace(job, resolved=resolve(Rl4segConfig, [Layer("--fast-dev-run", values)]))
 
 
 def run_alone(job: TrainJob) -> None:
@@ -69,8 +90,9 @@ def run_alone(job: TrainJob) -> None:
             why="it cannot be done alone",
             do=f"choose one of {', '.join(FITS)}, or leave out --set alone=true",
         )
+    data = load_domains(cfg, job.manager, stage=cfg.stage)
     with job.runtime() as rt:
-        FITS[cfg.stage](rt, cfg, load_domains(cfg, rt.job.manager, stage=cfg.stage))
+        FITS[cfg.stage](rt, cfg, data)
 
 
 class Loop:
@@ -79,23 +101,27 @@ class Loop:
     Args:
         rt: Runtime of the run folder; each stage opens its own inside.
         job: The job with what the command line gave.
+        data: Both domains.
+        results: What `inputs` brings.
     """
 
-    def __init__(self, rt: Runtime, job: TrainJob) -> None:
+    def __init__(self, rt: Runtime, job: TrainJob, data: Domains, results: Results) -> None:
         self.rt, self.job = rt, job
         self.cfg: Rl4segConfig = job.config
         self.root = rt.run.dir
         self.pipeline = Pipeline(self.root) if rt.is_main else None
         self.stages = plan_stages(self.cfg)
-        self.results = Results.given(self.cfg)
-        self.data = load_domains(self.cfg, job.manager)
-        self.digest = self.data.digest()
+        self.data, self.results = data, results
+        self.digest = data.digest()
         self.validity: dict[int, float] = {}
 
-    def run(self) -> None:
-        """Do what is left to do."""
+    def run(self, product: Product) -> None:
+        """Do what is left to do.
+
+        Args:
+            product: What the checkpoint of the run folder holds.
+        """
         rt, cfg = self.rt, self.cfg
-        product = Product.build(cfg, rt.job.manager, self.data)
         rt.prepare(*product.named().values())
         rt.checkpoint.register(**product.named())
         done_before = rt.checkpoint.resume()
@@ -116,7 +142,7 @@ class Loop:
                 rt.log(step, stage=stage.name, seconds=round(time.monotonic() - started, 1), **facts)
                 rt.checkpoint.save(step)
         if last is self.stages[-1]:
-            _log.info("all %d stages are done; the result is %s", len(self.stages), self._final())
+            _log.info("all %d stages are done; the result is iteration_%d", len(self.stages), self._chosen())
 
     # -- which stages ------------------------------------------------------------------------------
 
@@ -198,7 +224,6 @@ class Loop:
     def _work(self, stage: Stage, inputs: Mapping[str, Any]) -> None:
         """Do a stage; every rank comes here."""
         folder = self.root / "stages" / stage.name
-        _log.info("stage %d of %d: %s", stage.number, len(self.stages), stage.name)
         self._clear_if_stale(folder, inputs)
         job = stage_job(self.job, stage, inputs, folder)
         if stage.kind in FITS:
@@ -295,23 +320,19 @@ class Loop:
         return max(numbers, key=lambda number: (self.validity.get(number, -1.0), number))
 
     def _facts(self, stage: Stage) -> dict[str, Any]:
-        """The last validation of a stage, for the log of the loop; the numbers of the test."""
+        """The last validation of a stage, or the numbers of the test, for the log of the loop."""
         facts: dict[str, Any] = {}
         if self.rt.is_main and stage.kind in FITS:
+            shown = ("val_", "start_", "alarm_", "corrupted_")
             for record in RunFolder.open(self.root / "stages" / stage.name, lock=False).records():
-                facts |= {
-                    key: value
-                    for key, value in record.items()
-                    if key.startswith(("val_", "start_", "alarm_"))
-                }
+                facts |= {key: value for key, value in record.items() if key.startswith(shown)}
         elif self.rt.is_main and stage.kind == "test":
             content = json.loads((self.root / testing.FILE).read_text(encoding="utf-8"))
-            numbers = testing.headline(content["summary"][content["final"]])
-            facts |= {f"test_{name}": value for name, value in numbers.items()}
+            facts = testing.headline(content["summary"][content["final"]])
         facts = self.rt.ranks.exchange("facts of the stage", facts)[0]
         if stage.kind == "ppo":
             self.validity[stage.iteration] = float(facts.get("val_validity", -1.0))
-        return facts
+        return {f"{stage.kind}/{name}": value for name, value in facts.items()}
 
     def _describe(self, step: int) -> None:
         """Say in the meta of the checkpoint what the actor in it has seen."""

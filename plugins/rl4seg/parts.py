@@ -260,9 +260,7 @@ def _try(network: nn.Module, name: str, what: str, in_channels: int, out_channel
         wrong = f"it does not take a 2D image: {str(error).strip().splitlines()[0]}"
     network.train(training)
     if wrong:
-        raise ConfigError(
-            f"{what}.name {name}", why=wrong, do=f"choose a 2D network: {what}.name rl4seg.unet"
-        )
+        raise ConfigError(f"{what}.name {name}", why=wrong, do=f"--set {what}.name=rl4seg.unet")
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

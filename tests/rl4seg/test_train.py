@@ -127,7 +127,7 @@ def test_a_learned_corrector_trains_on_masks_alone(alone, tmp_path, tools, kind,
         over["corrector"]["params"] = {"blocks": 1, "channels": 4, "latent": 4}
     rows = tools.records(alone(tmp_path / "run", "corrector", over))
     assert rows[28]["loss"] < rows[0]["loss"]
-    assert {"val_dice", "val_dice_before", "val_validity"} <= set(rows[-1])
+    assert {"val_dice", "corrupted_dice", "val_validity"} <= set(rows[-1])
     assert len(seen) == 30
 
 
