@@ -201,7 +201,13 @@ class KSpaceEnv:
         ends the rounding errors of images to which lines were added one by one.
         """
         everyone = torch.arange(self.num_envs)
-        self._begin(everyone, self.case, self.budget, mask=self.mask.clone(), taken=self.taken.clone())
+        self._begin(
+            everyone,
+            self.case.clone(),
+            self.budget.clone(),
+            mask=self.mask.clone(),
+            taken=self.taken.clone(),
+        )
         return self.observation()
 
     def state_dict(self) -> dict[str, Any]:

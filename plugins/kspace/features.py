@@ -33,6 +33,9 @@ BLIND: tuple[Group, ...] = ("lines",)
 FLOOR = 1e-4
 """Energy below which columns look alike."""
 
+DARK = 1e-3
+"""Magnitude below which a pixel has no phase."""
+
 
 class ColumnFeatures:
     """Features of columns and images, with the same names and number for every batch.
@@ -164,7 +167,8 @@ class ColumnFeatures:
             raise ConfigError("features", why="the derivative of the entropy was not computed")
         rows = [seen.spectrum(view.gradient)]
         if view.prediction is not None:
-            phase = torch.polar(torch.ones_like(view.gradient), view.image.angle())
+            # Nearly 0 where the image is: its phase means nothing there.
+            phase = view.image / (view.magnitude + DARK)
             slope, expected = fftc(view.gradient * phase, (-1,)), fftc(view.prediction * phase, (-1,))
             change = seen.per_column((slope.conj() * expected).real)
             rows.append(torch.asinh(-change) * ~mask)

@@ -160,7 +160,7 @@ class Quality:
                     why="it needs labels and a segmentation network",
                     do="give them, or set label_weight to 0",
                 )
-            labels = label_quality(view.logits, truth.labels, kind=self.of_labels)
+            labels = label_quality(view.logits, truth.labels, kind=self.of_labels, slices=truth.slices)
         return Scores(
             image=image, labels=labels, total=self.image_weight * image + self.label_weight * labels
         )
@@ -179,22 +179,28 @@ class Quality:
         return (value - (1.0 - there)) / there.clamp_min(EPS)
 
 
-def label_quality(logits: Tensor, labels: Tensor, *, kind: OfLabels = "soft_dice") -> Tensor:
+def label_quality(
+    logits: Tensor, labels: Tensor, *, kind: OfLabels = "soft_dice", slices: Tensor | None = None
+) -> Tensor:
     """Quality of segmentations ``(B,)``; 0 where there is no foreground.
 
     Args:
         logits: ``(B, K, [D], H, W)``.
         labels: ``(B, [D], H, W)`` int64 below K.
         kind: See `Quality`.
+        slices: ``(B, D)`` bool, which slices count; None is all.
     """
     classes = int(logits.shape[1])
     flat, truth = logits.flatten(2).float(), labels.flatten(1)
     foreground = truth > 0
     there = foreground.any(dim=1)
+    weight = torch.ones(truth.shape, device=flat.device)
+    if slices is not None:
+        weight = slices.to(weight.dtype).repeat_interleave(truth.shape[1] // slices.shape[1], dim=1)
     if kind in ("ce", "log_prob"):
         chosen = torch.log_softmax(flat, dim=1).gather(1, truth.unsqueeze(1)).squeeze(1)
         if kind == "ce":
-            return torch.where(there, chosen.mean(dim=1), 0.0)
+            return torch.where(there, (chosen * weight).sum(dim=1) / weight.sum(dim=1), 0.0)
         count = foreground.sum(dim=1).clamp_min(1)
         return (chosen * foreground).sum(dim=1) / count
     hot = F.one_hot(truth, classes).movedim(-1, 1)[:, 1:].to(flat.dtype)
@@ -203,7 +209,8 @@ def label_quality(logits: Tensor, labels: Tensor, *, kind: OfLabels = "soft_dice
     else:
         given = F.one_hot(flat.argmax(dim=1), classes).movedim(-1, 1)[:, 1:].to(flat.dtype)
     size = hot.sum(dim=2)
-    dice = 2.0 * (given * hot).sum(dim=2) / (given.sum(dim=2) + size + EPS)
+    drawn = (given * weight.unsqueeze(1)).sum(dim=2)
+    dice = 2.0 * (given * hot).sum(dim=2) / (drawn + size + EPS)
     present = size > 0
     return (dice * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
 

@@ -13,6 +13,9 @@ from medrl.plugins.kspace.models.blocks import cropped, multiples, padded
 
 Transform = Callable[[Tensor], Tensor]
 
+DARK = 1e-4
+"""Share of the largest magnitude below which a pixel has no phase."""
+
 
 class ReconUNet(nn.Module):
     """Predicts what is to be added to a zero-filled magnitude image.
@@ -111,7 +114,10 @@ def consistent(
     Returns:
         Complex images ``(B, *S)``.
     """
-    phase = torch.polar(torch.ones_like(magnitude), zero_filled.angle())
+    size = zero_filled.abs()
+    # Where the zero-filled image is dark its phase is noise, and the prediction is damped.
+    dark = DARK * size.flatten(1).amax(dim=1).view(-1, *[1] * (size.ndim - 1))
+    phase = zero_filled / (size + dark).clamp_min(torch.finfo(size.dtype).tiny)
     return to_image(torch.where(mask, measured, to_k(magnitude * phase)))
 
 
