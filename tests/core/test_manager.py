@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import click
 import pytest
@@ -15,10 +14,11 @@ from medrl.core.errors import ConfigError, PluginError
 from medrl.core.manager import HOOKS, PluginManager
 
 BUNDLED = sorted(
-    tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"][
-        "medrl.plugins"
-    ]
+    point.name
+    for point in importlib.metadata.entry_points(group="medrl.plugins")
+    if point.dist is not None and point.dist.name == "medrl"
 )
+"""The plugins of the installed medrl."""
 
 PARTS = """
 @hookimpl
