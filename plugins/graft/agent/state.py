@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -103,9 +104,25 @@ def state_scalars(taps: Sequence[str], *, disagreement: bool, in_sample: bool = 
 
 
 def _pooled(part: Tensor, size: Size) -> Tensor:
-    """Means over cells in float32; on a CPU one channel at a time, whose float32 copy stays in its cache."""
-    groups = part.split(1, dim=1) if part.device.type == "cpu" else (part,)
-    return torch.cat([F.adaptive_avg_pool3d(group.float(), size) for group in groups], dim=1)
+    """Means over the cells of a grid in float32, ``(B, C, *size)``.
+
+    On a CPU the voxels of equal cells are added slice by slice, one channel at a time in a buffer that stays
+    in its cache, so that the map as a whole is never copied to float32.
+    """
+    extent = part.shape[2:]
+    if part.device.type != "cpu" or any(whole % cells for whole, cells in zip(extent, size, strict=True)):
+        return F.adaptive_avg_pool3d(part.float(), size)
+    channels = part.reshape(-1, *extent)
+    depth, height, width = (whole // cells for whole, cells in zip(extent, size, strict=True))
+    buffer = torch.empty(extent)
+    cells = buffer.view(size[0], depth, size[1], height, extent[2])
+    rows = torch.zeros(len(channels), size[0], size[1], extent[2])
+    for channel, total in zip(channels, rows, strict=True):
+        buffer.copy_(channel)
+        for i, j in product(range(depth), range(height)):
+            total += cells[:, i, :, j]
+    means = rows.view(len(channels), *size, width).mean(dim=-1) / (depth * height)
+    return means.view(*part.shape[:2], *size)
 
 
 def _matched(part: Tensor, like: Tensor) -> Tensor:
