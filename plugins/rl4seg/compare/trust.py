@@ -136,7 +136,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def composite(study: SeedStudy) -> RewardFn:
     """The full reward of a study: class head and corrector."""
-    made = CompositeReward(study.reward_net, study.corrector, weight=study.refiner.weight)
+    made = CompositeReward(study.reward_net, study.corrector, weight=study.weight)
     return made.to(study.device).reward
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medrl.core import rng
-from medrl.core.checkpoint import load_checkpoint, write_checkpoint
+from medrl.core.checkpoint import write_checkpoint
 from medrl.core.config import Layer
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.jobs import TrainJob
@@ -208,15 +208,19 @@ class SeedStudy:
         """Return the source or the style actor."""
         return self.actor(self.shared(start))
 
-    @cached_property
-    def refiner(self) -> Refiner:
-        """Reward net and corrector that all methods share."""
+    def refiner(self, way: Way) -> Refiner:
+        """Return the shared reward net and corrector, as far as a way of refining asks for them."""
         return Refiner(
-            reward=self.reward_net,
-            corrector=self.corrector,
-            weight=float(self.cfg.reward.params.get("weight", 0.25)),
+            reward=None if way == "corrector" else self.reward_net,
+            corrector=None if way == "reward" else self.corrector,
+            weight=self.weight,
             device=str(self.device),
         )
+
+    @property
+    def weight(self) -> float:
+        """Share of the reward net in the full reward."""
+        return float(self.cfg.reward.params.get("weight", 0.25))
 
     @cached_property
     def reward_net(self) -> Any:
@@ -300,7 +304,7 @@ class SeedStudy:
 
     def _post_hoc(self, method: Method) -> dict[str, Scores]:
         masks = segment(self.start(method.start), self.test.images, device=self.device)
-        better = self.refiner.refine(_way(method), masks, self.test.images)
+        better = self.refiner(_way(method)).refine(_way(method), masks, self.test.images)
         return {method.key: score_masks(largest_blob(better.numpy()), self.test, self.rules)}
 
     def _trained(self, method: Method) -> dict[str, Scores]:
@@ -315,7 +319,7 @@ class SeedStudy:
             trained = baselines.self_train_sure(actor, target, budget)
         elif method.kind == "refined":
             masks = segment(actor, target.images, device=self.device)
-            labels = self.refiner.refine(_way(method), masks, target.images)
+            labels = self.refiner(_way(method)).refine(_way(method), masks, target.images)
             trained = baselines.self_train(actor, target, labels, budget)
         else:
             trained = baselines.supervise(
@@ -369,7 +373,13 @@ class SeedStudy:
             return self.resolved
         given = {kind: str(self.shared(kind)) for kind in self._loop_inputs(method)}
         values = merged(dict(method.values), {"loop": {"start": method.start}, "inputs": given})
-        return self._config(values)
+        found = self._config(values)
+        cfg: Rl4segConfig = found.config
+        if cfg.pairs.kind != "prediction":
+            return found
+        # Each iteration predicts images that none before has seen: deal those that there are.
+        share = max(1, len(self.domains.target.train.ids) // cfg.loop.iterations)
+        return self._config(merged(values, {"pairs": {"images": min(cfg.pairs.images, share)}}))
 
     def _loop_inputs(self, method: Method) -> list[str]:
         needed = self._config(merged(dict(method.values), {"loop": {"start": method.start}})).config
@@ -386,9 +396,7 @@ class SeedStudy:
 
     def _keep(self, method: Method, actor: PixelActor) -> None:
         """Write the network as a checkpoint that `medrl predict` knows."""
-        origin = load_checkpoint(
-            parts.open_part(self.shared(method.start or "source"), "actor", "actor").path
-        )
+        origin = parts.open_part(self.shared(method.start or "source"), "actor", "actor")
         path = self.folder / "networks" / f"{method.key}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         state: dict[str, Tensor] = actor.network.state_dict()
