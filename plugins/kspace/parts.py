@@ -18,7 +18,7 @@ from .cases import Cases
 from .config import KspaceConfig
 from .features import BLIND, ColumnFeatures
 from .imaging import Imaging, Reconstruction, logits_of
-from .models import CompactNet, ReconUNet
+from .models import ReconUNet
 from .observer import CaseObserver
 from .rewards import Quality, Reward
 
@@ -114,17 +114,17 @@ def imaging(
 # -- policy ------------------------------------------------------------------------------------------
 
 
-def column_features(
-    cfg: KspaceConfig, cases: Cases, network: nn.Module | None, classes: int
-) -> ColumnFeatures:
+def column_features(cfg: KspaceConfig, cases: Cases, seen: Imaging, classes: int) -> ColumnFeatures:
     """Return what a column agent reads; with `blind` lines and counters alone."""
     if cfg.blind:
         return ColumnFeatures(cases, groups=BLIND)
-    known = network is not None
-    predicts = isinstance(network, CompactNet) and network.reconstructs
-    deep = network.bottleneck if isinstance(network, CompactNet) else 0
+    known = seen.segmenter is not None
     return ColumnFeatures(
-        cases, groups=cfg.features, classes=classes if known else 0, predicts=predicts, deep=deep
+        cases,
+        groups=cfg.features,
+        classes=classes if known else 0,
+        predicts=seen.predicts,
+        deep=seen.deep,
     )
 
 
@@ -161,7 +161,7 @@ def observer(
     """Return what turns observations of these cases into what the agent reads."""
     features = None
     if reads_features(cfg, manager):
-        features = column_features(cfg, cases, seen.segmenter, classes)
+        features = column_features(cfg, cases, seen, classes)
     return CaseObserver(cases, seen, features)
 
 

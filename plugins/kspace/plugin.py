@@ -47,6 +47,25 @@ def medrl_register_agents(registry: Any) -> None:
 
 
 @hookimpl
+def medrl_register_environments(registry: Any) -> None:
+    """Register the acquisition of lines."""
+    registry.add("lines", f"{_HERE}.env:KSpaceEnv", summary="acquire a line of k-space in every step")
+
+
+@hookimpl
+def medrl_register_datasets(registry: Any) -> None:
+    """Register the readers of datasets."""
+    add, data = registry.add, f"{_HERE}.data"
+    add("scans", f"{data}:open_scans", summary="whatever reader recognises the folder or file")
+    add("acdc_nifti", f"{data}.images:open_acdc_nifti", summary="ACDC as it is published")
+    add("acdc_h5", f"{data}.images:open_acdc_h5", summary="ACDC as HDF5 files of slices")
+    add("acdc_png", f"{data}.png:open_acdc_png", summary="ACDC as PNG slices with a sidecar")
+    add("fastmri", f"{data}.fastmri:open_fastmri", summary="fastMRI, one or several coils")
+    add("ismrmrd", f"{data}.mrd:open_ismrmrd", summary="ISMRMRD raw data")
+    add("bart", f"{data}.bart:open_bart", summary="BART .cfl and .hdr")
+
+
+@hookimpl
 def medrl_register_rewards(registry: Any) -> None:
     """Register what a line is paid."""
     add, rewards = registry.add, f"{_HERE}.rewards"

@@ -115,20 +115,7 @@ def merged(base, over):
 def manager():
     from medrl.core.manager import PluginManager
 
-    found = PluginManager.create(third_party=False)
-    if not found.knows("kspace"):  # TEMP
-        from medrl.core.discovery import PluginEntry  # TEMP
-
-        found._entries.append(
-            PluginEntry(
-                name="kspace",
-                distribution="medrl",
-                version="0",
-                module="medrl.plugins.kspace.plugin",
-                origin="bundled",
-            )
-        )  # TEMP
-    return found
+    return PluginManager.create(third_party=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -161,7 +148,7 @@ def tiny(phantoms):
 
 @pytest.fixture(scope="session")
 def make_job(manager, tiny):
-    """Make a tiny training job; `values` are laid over the tiny config, `without` blocks of which it lacks."""
+    """Make a tiny training job: `values` over the tiny config, of which blocks `without` are left out."""
     from medrl.core.jobs import build_train_job
 
     def make(run_dir, values=None, *, without=(), **kwargs):
