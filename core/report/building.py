@@ -86,6 +86,7 @@ def build_report(
     validation = _validation(run_dir)
     if validation:
         sections.append(validation)
+    sections += [section for section in (_tested(run_dir), _stages(run_dir)) if section is not None]
     shown = pictures(run_dir)
     if shown:
         sections.append(
@@ -229,6 +230,46 @@ def _validation(run_dir: Path) -> Section | None:
         + (f" at step {step}" if step is not None else "")
         + ", with the checkpoint that is called best. It was chosen by these very cases, so the numbers are "
         "a little too good; only cases that no stage has seen tell how good it is.",
+    )
+
+
+def _tested(run_dir: Path) -> Section | None:
+    """Return the table of ``test.json``: numbers of each model that a method scored on its test images."""
+    try:
+        content = json.loads((run_dir / "test.json").read_text(encoding="utf-8"))
+        summary = {str(name): dict(values) for name, values in content["summary"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    names = list(dict.fromkeys(name for values in summary.values() for name in values))
+    if not names:
+        return None
+    rows = [[row, *(_number(values.get(name)) for name in names)] for row, values in summary.items()]
+    final = content.get("final")
+    return Section(
+        "On the test images",
+        simple_table(["", *names], rows),
+        "Means over the test images, which no stage has learned from"
+        + (f". The result of this run is {final}." if final else "."),
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _stages(run_dir: Path) -> Section | None:
+    """Return the curves of the runs in ``stages/``, each folded."""
+    parts = []
+    for folder in sorted(path.parent for path in (run_dir / "stages").glob("*/metrics.jsonl")):
+        drawn = curves(RunFolder(folder).records())
+        if drawn:
+            parts.append(folded(folder.name, drawn))
+    if not parts:
+        return None
+    return Section(
+        "Stage by stage",
+        "".join(parts),
+        "Each stage of this run is a run of its own, in the folder stages; these are its curves.",
     )
 
 

@@ -451,3 +451,20 @@ def test_the_browser_test_would_see_an_error(tmp_path):
     )
     _, console = browse(page, tmp_path / "profile")
     assert any("nothing is not defined" in line for line in console)
+
+
+def test_stages_and_the_table_of_the_test_are_shown(run_dir):
+    stage = run_dir / "stages" / "01_source"
+    stage.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "loss": 1.0 / step}) for step in range(1, 9)]
+    (stage / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    content = {"final": "iteration_1", "summary": {"source": {"dice": 0.5}, "iteration_1": {"dice": 0.75}}}
+    (run_dir / "test.json").write_text(json.dumps(content))
+    page = build_report(run_dir).read_text()
+    assert "On the test images" in page
+    assert "The result of this run is iteration_1." in page
+    assert "<td>0.5000</td>" in page
+    assert "Stage by stage" in page
+    assert "01_source" in page
+    (run_dir / "test.json").write_text("{")
+    assert "On the test images" not in build_report(run_dir).read_text()
