@@ -463,7 +463,7 @@ def test_stages_and_the_table_of_the_test_are_shown(run_dir):
     page = build_report(run_dir).read_text()
     assert "On the test images" in page
     assert "The result of this run is iteration_1." in page
-    assert "<td>0.5000</td>" in page
+    assert "<td>0.5</td>" in page
     assert "Stage by stage" in page
     assert "01_source" in page
     (run_dir / "test.json").write_text("{")
