@@ -10,6 +10,7 @@ import click
 
 from medrl.core.errors import ConfigError
 from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option
+from medrl.plugins.graft.flags import upstream_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PRIORS = ("uniform", "quality", "probe")
 WEIGHTINGS = (*PRIORS, "fixed", "align", "meta", "legacy", "reinforce")
+TARGETS = ("auto", "regions", "binary", "3class", "binary_classes", "nested", "separate", "classes")
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ANY_PATH = click.Path(path_type=Path, resolve_path=True)
@@ -30,9 +32,22 @@ ANY_PATH = click.Path(path_type=Path, resolve_path=True)
     "--teachers",
     "features",
     key="teachers.features",
-    type=FOLDER,
+    type=ANY_PATH,
     multiple=True,
-    help="Folder of teacher features (repeat for several); without it, training is supervised only.",
+    help="Folder of teacher features, or with live teachers of runs (repeat for several); without it, "
+    "training is supervised only.",
+)
+@config_option(
+    "--teacher-source",
+    key="teachers.source",
+    type=click.Choice(["files", "live"]),
+    help="Read extracted features, or ask the networks about every batch.",
+)
+@config_option(
+    "--teacher-oof",
+    key="teachers.oof",
+    type=click.Choice(["off", "flag", "mean", "unseen"]),
+    help="What follows where a teacher was trained on the student's cases.",
 )
 @config_option(
     "--weighting", key="weighting.mode", type=click.Choice(WEIGHTINGS), help="How much each teacher counts."
@@ -44,37 +59,42 @@ ANY_PATH = click.Path(path_type=Path, resolve_path=True)
     help="What reinforce and align start from.",
 )
 @config_option(
+    "--policy-update",
+    key="weighting.mode",
+    type=click.Choice(["reinforce", "legacy"]),
+    help="How the policy learns; the same as --weighting.",
+)
+@config_option(
     "--labelled",
     key="split.labelled",
     type=click.IntRange(min=0),
     help="Use the labels of so many cases only.",
 )
 @config_option(
+    "--unlabelled-from-test/--no-unlabelled-from-test",
+    key="split.unlabelled_from_test",
+    help="Train on test images without labels too; they are then no test cases.",
+)
+@config_option(
     "--reward-split", key="split.reward", type=float, help="Share of labelled cases that measure the reward."
+)
+@config_option(
+    "--reward-every",
+    key="agent.reward_every",
+    type=click.IntRange(min=1),
+    help="Measure the reward of every so many actions.",
 )
 @config_option(
     "--random-reward/--no-random-reward", key="agent.random_reward", help="Control: the reward is noise."
 )
-@config_option(
-    "--distill-features",
-    key="distill.taps",
-    type=click.Choice(["neg1", "neg2"]),
-    multiple=True,
-    help="Layers whose features are distilled.",
-)
-@config_option("--feat-weight", key="distill.feature_weight", type=float, help="Weight of the feature loss.")
 @config_option(
     "--feat-loss",
     key="distill.feature_loss",
     type=click.Choice(["cosine", "mse", "kl", "smooth_l1"]),
     help="How features are compared.",
 )
-@config_option("--kd-weight", key="distill.logit_weight", type=float, help="Weight of the logit loss.")
 @config_option(
-    "--target",
-    key="target.kind",
-    type=click.Choice(["auto", "binary", "3class", "binary_classes", "nested", "separate", "classes"]),
-    help="What the network's channels mean.",
+    "--target", key="target.kind", type=click.Choice(TARGETS), help="What the network's channels mean."
 )
 @config_option(
     "--normalization",
@@ -82,6 +102,14 @@ ANY_PATH = click.Path(path_type=Path, resolve_path=True)
     type=click.Choice(["auto", "stats", "mask", "volume"]),
     help="How intensities are scaled.",
 )
+@config_option("--grad-clip", key="train.clip_norm", type=float, help="Largest gradient norm; 0 = no limit.")
+@config_option(
+    "--init-scope",
+    key="optim.init_scope",
+    type=click.Choice(["encoder", "all"]),
+    help="What --init-from fills.",
+)
+@upstream_flags
 def train(job: TrainJob) -> None:
     """Train a student: with teachers by distillation, without them by its labels."""
     from medrl.plugins.graft import data
@@ -211,7 +239,7 @@ def train_teachers(
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="Run folder, checkpoint, or folder of run folders (repeat for several).",
+    help="Run folder, checkpoint (also of nnU-Net), or folder of them (repeat for several).",
 )
 @click.option(
     "-o",
@@ -229,7 +257,17 @@ def train_teachers(
     help="Precision of the files.",
 )
 @click.option(
+    "--teacher-storage",
+    type=click.Choice(["full", "pooled"]),
+    default="full",
+    show_default=True,
+    help="Keep features whole, or at half the height and width for small disks.",
+)
+@click.option(
     "--every-case", is_flag=True, help="Also validation cases, not only the student's training fold."
+)
+@click.option(
+    "--trust-checkpoint", is_flag=True, help="Read nnU-Net's files with pickled objects; none is executed."
 )
 @click.pass_obj
 def extract_features(
@@ -239,13 +277,15 @@ def extract_features(
     output: Path,
     taps: str,
     storage: str,
+    teacher_storage: str,
     every_case: bool,
+    trust_checkpoint: bool,
     **config: Any,
 ) -> None:
     """Write the teachers' features on exactly the windows that the student will see.
 
-    Give the student's config: its dataset, fold and window decide what is written. Files that are there and
-    fit are kept.
+    Give the student's config: its dataset, fold and window decide what is written. Teachers are runs of this
+    toolkit, or checkpoints and fold folders of nnU-Net v2. Files that are there and fit are kept.
     """
     from medrl.plugins.graft import teachers
 
@@ -260,7 +300,9 @@ def extract_features(
         output,
         taps=names,
         dtype=storage,
+        pooled=teacher_storage == "pooled",
         every_case=every_case,
+        trust=trust_checkpoint,
         say=_say,
     )
     _say(f"done: {done.written} cases written, {done.kept} kept, {done.bytes / 1e6:.1f} MB in {output}")

@@ -154,21 +154,21 @@ class ValidationConfig(Block):
 class EpochsConfig(Block):
     """Lengths in epochs, as the original counts; where one is given, it replaces the one in steps."""
 
-    total: int = Field(default=0, ge=0)
+    total: int | None = Field(default=None, ge=1)
     """Replaces `train.max_steps`. Upstream `--epochs`."""
-    batches: int = Field(default=0, ge=0)
-    """Batches of a rank in an epoch; 0 = as many as it takes to see each case once. Upstream
+    batches: int | None = Field(default=None, ge=1)
+    """At most so many batches of a rank in an epoch; fewer where each case is seen before. Upstream
     `--batches-per-epoch`."""
-    ramp: int = Field(default=0, ge=0)
+    ramp: int | None = Field(default=None, ge=0)
     """Replaces `optim.ramp`. Upstream `--warmup-epochs`."""
     milestones: tuple[int, ...] = ()
     """Replace `optim.milestones`. Upstream `--milestones`."""
-    agent_warmup: int = Field(default=0, ge=0)
+    agent_warmup: int | None = Field(default=None, ge=0)
     """Replaces `agent.warmup`. Upstream `--agent-warmup-epochs`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.milestones and self.total == 0:
+        if self.milestones and self.total is None:
             raise ValueError("milestones in epochs need epochs.total")
         if any(epoch < 0 for epoch in self.milestones):
             raise ValueError(f"milestones must not be negative, got {list(self.milestones)}")

@@ -8,7 +8,7 @@ from .config import GraftConfig
 
 
 def steps_per_epoch(cfg: GraftConfig, labelled: int, unlabelled: int, world_size: int = 1) -> int:
-    """Steps in which every case is seen once, or as many as `epochs.batches` says.
+    """Steps in which every case is seen once, at most as many as `epochs.batches` allows.
 
     With labelled and unlabelled cases, half of each batch is labelled and half is not.
 
@@ -18,10 +18,10 @@ def steps_per_epoch(cfg: GraftConfig, labelled: int, unlabelled: int, world_size
         unlabelled: Unlabelled training cases.
         world_size: Number of ranks.
     """
-    batches = cfg.epochs.batches
-    if batches == 0:
-        for count, share in zip((labelled, unlabelled), shares(cfg, labelled, unlabelled), strict=True):
-            batches = max(batches, math.ceil(count / (share * world_size)) if share else 0)
+    counts = zip((labelled, unlabelled), shares(cfg, labelled, unlabelled), strict=True)
+    batches = max(math.ceil(count / (share * world_size)) if share else 0 for count, share in counts)
+    if cfg.epochs.batches is not None:
+        batches = min(batches, cfg.epochs.batches)
     return max(1, math.ceil(batches / cfg.train.accumulate))
 
 
@@ -44,15 +44,15 @@ def in_steps(cfg: GraftConfig, per_epoch: int) -> GraftConfig:
     """
     epochs = cfg.epochs
     changes: dict[str, object] = {}
-    if epochs.total:
+    if epochs.total is not None:
         changes["train"] = cfg.train.model_copy(update={"max_steps": epochs.total * per_epoch})
     optim: dict[str, object] = {}
-    if epochs.ramp:
+    if epochs.ramp is not None:
         optim["ramp"] = epochs.ramp * per_epoch
-    if epochs.milestones:
+    if epochs.milestones and epochs.total is not None:
         optim["milestones"] = tuple(epoch / epochs.total for epoch in epochs.milestones)
     if optim:
         changes["optim"] = cfg.optim.model_copy(update=optim)
-    if epochs.agent_warmup:
+    if epochs.agent_warmup is not None:
         changes["agent"] = cfg.agent.model_copy(update={"warmup": epochs.agent_warmup * per_epoch})
     return cfg.model_copy(update=changes) if changes else cfg

@@ -46,11 +46,14 @@ def resolve_plan(
     if window == "auto":
         window = "mask" if masked else "centre"
     target: str = cfg.target.kind
-    if target == "auto":
+    if target in ("auto", "regions"):
         target = dataset.info.get("target", "auto")
     if target == "auto":
         prostate = masked and sorted(dataset.labels.values()) == [0, 1, 2, 3]
         target = "binary" if prostate else "classes"
+    if cfg.target.kind == "regions":
+        whole = "3class" if sorted(dataset.labels.values()) == [0, 1, 2, 3] else "nested"
+        target = {"binary_classes": "binary", "classes": whole}.get(target, target)
     if target in ("binary", "3class") and max(dataset.labels.values()) > 3:
         raise ConfigError(
             "target.kind",

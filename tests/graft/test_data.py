@@ -226,3 +226,92 @@ def test_samples_are_stacked_in_order(make_job, tmp_path):
     assert batch.case_ids == tuple(case.id for case in found.labelled[:2])
     assert torch.equal(batch.image[1], samples[1]["image"])
     assert batch.labelled.all()
+
+
+# -- images of the test list ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hospital(phantoms, tmp_path):
+    """The phantoms with two test images, one of which has no label."""
+    import shutil
+
+    root = tmp_path / "hospital"
+    shutil.copytree(phantoms, root)
+    labels = sorted((root / "labelsTs").iterdir())
+    labels[0].unlink()
+    return root
+
+
+def taught(root, teacher_runs, **split):
+    teachers = {"features": [str(teacher_runs)], "source": "live"}
+    return {"data": {"root": str(root)}, "teachers": teachers, "train": {"batch_size": 2}, "split": split}
+
+
+def test_test_images_without_label_train_only_when_asked(make_job, tmp_path, hospital, teacher_runs, caplog):
+    plain = gather(make_job, tmp_path, taught(hospital, teacher_runs))
+    assert plain.unlabelled == ()
+    assert "TESTING" not in caplog.text
+    asked = gather(make_job, tmp_path, taught(hospital, teacher_runs, unlabelled_from_test=True))
+    bare = [case for case in asked.dataset.test_cases if case.label is None]
+    assert len(bare) == 1
+    assert [case.id for case in asked.unlabelled] == [bare[0].id]
+    assert asked.labelled == plain.labelled
+    assert asked.val == plain.val
+    assert "TESTING" in caplog.text
+    assert "NOT test cases" in caplog.text
+    assert bare[0].id in caplog.text
+
+
+def test_a_run_says_which_test_images_it_trained_on(make_job, tmp_path, hospital, teacher_runs):
+    from medrl.plugins.graft import train
+
+    job = make_job(tmp_path / "run", taught(hospital, teacher_runs, unlabelled_from_test=True))
+    with job.runtime() as rt:
+        found = data.load(rt, job.config)
+        train.fit(rt, job.config, found)
+    manifest = json.loads((job.run_dir / "manifest.json").read_text())
+    assert manifest["no_test_cases"] == [case.id for case in found.unlabelled]
+    rows = [json.loads(line) for line in (job.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("loss_features", 0) > 0] == [1, 2, 3]
+    assert "NOT test cases" in (job.run_dir / "log.txt").read_text()
+
+
+def test_features_are_extracted_for_test_images_that_train(
+    make_job, manager, tmp_path, hospital, teacher_runs
+):
+    from medrl.plugins.graft import teachers
+
+    over = {"data": {"root": str(hospital)}, "split": {"unlabelled_from_test": True}}
+    config = make_job(tmp_path / "run", over).config
+    done = teachers.extract(manager, config, teachers.find_teachers(teacher_runs), tmp_path / "f")
+    student = taught(hospital, teacher_runs, unlabelled_from_test=True)
+    student["teachers"] = {"features": [str(tmp_path / "f")]}
+    found = gather(make_job, tmp_path, student)
+    found.check_features()
+    assert done.written == 2 * (len(found.labelled) + 1)
+
+
+def test_a_dataset_whose_test_images_all_have_labels_offers_none(make_job, tmp_path, phantoms, teacher_runs):
+    over = taught(phantoms, teacher_runs, unlabelled_from_test=True)
+    with pytest.raises(ConfigError, match="no test image without label"):
+        gather(make_job, tmp_path, over)
+
+
+def test_a_patient_of_the_validation_is_not_trained_on_from_the_test_list(
+    make_job, tmp_path, hospital, teacher_runs, monkeypatch
+):
+    from dataclasses import replace
+
+    over = taught(hospital, teacher_runs, unlabelled_from_test=True)
+    original = duties.open_split
+
+    def same_patient(cfg):
+        dataset, split = original(cfg)
+        patient = split.val[0].patient or split.val[0].id
+        dataset.test_cases = tuple(replace(case, patient=patient) for case in dataset.test_cases)
+        return dataset, split
+
+    monkeypatch.setattr(data, "open_split", same_patient)
+    with pytest.raises(DataError, match="patients of the validation"):
+        gather(make_job, tmp_path, over)
