@@ -27,7 +27,8 @@ def pictures(run_dir: Path) -> str:
         listing = json.loads((run_dir / LISTING).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    shown, left, size = [], 0, 0
+    shown: list[str] = []
+    left = size = 0
     for entry in listing if isinstance(listing, list) else ():
         content = _content(run_dir, entry)
         if content is None:

@@ -14,7 +14,8 @@ from medrl.core.dataset import Dataset
 from medrl.core.errors import CheckpointError, ConfigError, DataError
 from medrl.core.types import Case
 
-from .config import AugmentConfig, GraftConfig
+from .config import GraftConfig
+from .config_data import AugmentConfig
 from .duties import labelled_cases, open_split, reward_cases, reward_folds, training_cases
 from .features import TeacherFolder, open_teachers
 from .lengths import in_steps, steps_per_epoch
@@ -218,6 +219,12 @@ def gather_data(
         folds = reward_folds(cfg, labelled, store)
     elif measured and cfg.split.reward_mode == "split" and cfg.split.reward > 0:
         labelled, reward = reward_cases(cfg, labelled, store)
+    if not teachers and cfg.split.unlabelled_from_test:
+        raise ConfigError(
+            "split.unlabelled_from_test",
+            why="images without labels learn from teachers, and there is none",
+            do="--teachers FOLDER, or leave it out",
+        )
     if not teachers:
         unlabelled = ()
     elif unlabelled and cfg.train.batch_size < 2:

@@ -90,11 +90,9 @@ class Retired(click.Option):
 
     def __init__(self, *args: Any, kind: str, instead: str, **kwargs: Any) -> None:
         self.kind, self.instead = kind, instead
-        settings: dict[str, Any] = {"is_flag": True} if kind == "flag" else {}
-        settings |= {"multiple": True} if kind == "values" else {}
-        super().__init__(
-            *args, hidden=True, expose_value=False, callback=_deprecated, help=instead, **settings, **kwargs
-        )
+        kwargs |= {"is_flag": True} if kind == "flag" else {"multiple": kind == "values"}
+        kwargs |= {"hidden": True, "expose_value": False, "callback": _deprecated, "help": instead}
+        super().__init__(*args, **kwargs)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Take every word where upstream takes several."""

@@ -192,14 +192,16 @@ def grey(image: NDArray[Any]) -> NDArray[np.uint8]:
 def heat(p: NDArray[Any]) -> NDArray[np.uint8]:
     """``(H, W)`` probabilities from black over red and yellow to white."""
     levels = np.clip(p, 0.0, 1.0)[..., None] * 3.0 - np.arange(3.0)
-    return (np.clip(levels, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.asarray(np.clip(levels, 0.0, 1.0) * 255, dtype=np.uint8)
 
 
 def coloured(labels: NDArray[Any]) -> NDArray[np.uint8]:
     """``(H, W)`` label values in `COLOURS`."""
     values = labels.astype(np.int64)
     table = np.array(COLOURS, dtype=np.uint8)
-    return table[np.where(values < len(table), values, 1 + (values - 1) % (len(table) - 1))]
+    later = 1 + (values - 1) % (len(table) - 1)
+    shown: NDArray[np.uint8] = table[np.where(values < len(table), values, later)]
+    return shown
 
 
 def picture(rows: Sequence[Sequence[Tile]]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from medrl.core.types import Case, Volume
 from medrl.core.volume import read_volume, same_grid
 
 from .augment import augmented
-from .config import AugmentConfig
+from .config_data import AugmentConfig
 from .features import LOGITS, Expected, TeacherFolder
 from .mapped import Stored, by_name, by_value
 from .plans import SamplePlan

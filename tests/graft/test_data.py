@@ -13,7 +13,7 @@ from medrl.core.cache import Cache
 from medrl.core.errors import ConfigError, DataError
 from medrl.plugins.graft import data, duties, planning
 from medrl.plugins.graft.augment import jitter
-from medrl.plugins.graft.config import AugmentConfig
+from medrl.plugins.graft.config_data import AugmentConfig
 from medrl.plugins.graft.plans import SamplePlan, read_statistics
 from medrl.plugins.graft.samples import collate
 from medrl.plugins.graft.windows import Window, centre_window, mask_window, rounded_up
@@ -295,6 +295,12 @@ def test_features_are_extracted_for_test_images_that_train(
 def test_a_dataset_whose_test_images_all_have_labels_offers_none(make_job, tmp_path, phantoms, teacher_runs):
     over = taught(phantoms, teacher_runs, unlabelled_from_test=True)
     with pytest.raises(ConfigError, match="no test image without label"):
+        gather(make_job, tmp_path, over)
+
+
+def test_without_teachers_there_is_nothing_to_learn_from_test_images(make_job, tmp_path, hospital):
+    over = {"data": {"root": str(hospital)}, "split": {"unlabelled_from_test": True}}
+    with pytest.raises(ConfigError, match="learn from teachers"):
         gather(make_job, tmp_path, over)
 
 

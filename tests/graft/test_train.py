@@ -178,6 +178,16 @@ def test_accumulation_equals_one_batch_of_the_same_samples(make_job, tmp_path, p
     assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
 
 
+def test_accumulation_does_not_divide_what_is_logged(make_job, tmp_path):
+    """One case, no augmentation, hardly a step: every micro-batch has the same loss."""
+    over = {"augment": {"scale": 0, "shift": 0}, "split": {"overfit_batches": 1}, "optim": {"name": "sgd"}}
+    for count in (1, 2):
+        train_over = {"max_steps": 1, "lr": 1e-30, "accumulate": count}
+        fit(make_job(tmp_path / str(count), {**over, "train": train_over}))
+    one, two = (next(row for row in records(tmp_path / name) if "loss" in row) for name in "12")
+    assert one["loss_supervised"] == pytest.approx(two["loss_supervised"], rel=1e-6)
+
+
 def test_bf16_convolutions_run_in_bf16(make_job, tmp_path, monkeypatch):
     seen = set()
     original = train.as_output

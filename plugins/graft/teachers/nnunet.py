@@ -94,16 +94,18 @@ class Scheme:
             return image / np.float32(255.0)
         part = image[box]
         if self.name == "RescaleTo01Normalization":
-            return (image - part.min()) / max(float(part.max() - part.min()), 1e-8)
+            within: NDArray[np.float32] = (image - part.min()) / max(float(part.max() - part.min()), 1e-8)
+            return within
         if self.name == "CTNormalization":
             known = self.properties
             clipped = np.clip(image, known["percentile_00_5"], known["percentile_99_5"])
-            return (clipped - known["mean"]) / max(known["std"], 1e-8)
+            return np.asarray((clipped - known["mean"]) / max(known["std"], 1e-8), dtype=np.float32)
         if self.masked:
             values = image[inside]
-            scaled = (image - values.mean()) / max(float(values.std()), 1e-8)
-            return np.where(inside, scaled, image)
-        return (image - part.mean()) / max(float(part.std()), 1e-8)
+            inner: NDArray[np.float32] = (image - values.mean()) / max(float(values.std()), 1e-8)
+            return np.where(inside, inner, image)
+        scaled: NDArray[np.float32] = (image - part.mean()) / max(float(part.std()), 1e-8)
+        return scaled
 
 
 @dataclass(frozen=True, kw_only=True)
