@@ -50,9 +50,9 @@ def resume(
         raise ConfigError(f"--extend-to {extend_to}", why=f"the run is for {steps} steps already")
     if facts.status == "finished" and (extend_to is None or extend_to == steps):
         console().say(f"{run}: {facts.sentence()}; nothing is left to do")
-        console().say(
-            f"more steps: medrl resume {run} --extend-to {2 * steps if isinstance(steps, int) else 'N'}"
-        )
+        if steps != 0:  # 0: the stages of the method decide, and there is no number to raise
+            more = 2 * steps if isinstance(steps, int) else "N"
+            console().say(f"more steps: medrl resume {run} --extend-to {more}")
         return EXIT_OK
     ranks = devices or _ranks(facts.manifest)
     if ranks > 1 and not inside_launcher():

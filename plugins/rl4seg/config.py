@@ -43,8 +43,8 @@ class StageConfig(Block):
     """Passes over the training images; used only where `steps` is 0."""
     batch: int = Field(default=0, ge=0)
     """Images a rank and step; 0 is train.batch_size."""
-    lr: float = Field(default=1e-3, gt=0.0)
-    """Learning rate of Adam."""
+    lr: float = Field(default=1e-3, ge=0.0)
+    """Learning rate of Adam; 0 is train.lr."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Weight decay of Adam."""
     clip_norm: float = Field(default=0.0, ge=0.0)
@@ -54,8 +54,8 @@ class StageConfig(Block):
 class SupervisedConfig(StageConfig):
     """Supervised training on labelled source images: stages `source` and `style`."""
 
-    lr: float = Field(default=2e-3, gt=0.0)
-    """Learning rate of Adam. Original: 1e-3."""
+    lr: float = Field(default=2e-3, ge=0.0)
+    """Learning rate of Adam; 0 is train.lr. Original: 1e-3."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     """`one_cycle` rises to the rate and falls to almost nothing; the original's rate is constant."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -150,8 +150,8 @@ class PPOConfig(StageConfig):
 
     algorithm: Literal["ppo", "pg"] = "ppo"
     """`pg` is the plain policy gradient: no critic, no ratio, no reference."""
-    lr: float = Field(default=5e-4, gt=0.0)
-    """Learning rate of the actor."""
+    lr: float = Field(default=5e-4, ge=0.0)
+    """Learning rate of the actor; 0 is train.lr."""
     critic_lr: float = Field(default=5e-4, gt=0.0)
     """Learning rate of the critic."""
     clip_norm: float = Field(default=0.5, ge=0.0)
@@ -265,11 +265,11 @@ class Rl4segTrainConfig(TrainConfig):
     batch_size: int = Field(default=16, ge=1)
     """Images a rank and step, where a stage names no `batch`."""
     lr: float = Field(default=1e-3, gt=0)
-    """Not used: each stage has a rate of its own."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Not used: each stage has its own."""
-    clip_norm: float = Field(default=0.0, ge=0)
-    """Not used: each stage has its own."""
+    """Learning rate of stages whose own `lr` is 0; every stage has one of its own unless told otherwise."""
+    weight_decay: float = Field(default=0.0, ge=0.0, le=0.0)
+    """Each stage has its own."""
+    clip_norm: float = Field(default=0.0, ge=0.0, le=0.0)
+    """Each stage has its own."""
     accumulate: int = Field(default=1, ge=1, le=1)
     """One batch a step."""
     validate_every: int = Field(default=0, ge=0)

@@ -16,7 +16,7 @@ from medrl.core.validity import is_valid as passes
 from . import parts, schedules
 from .config import Rl4segConfig
 from .domains import Domains, draw
-from .stages import batch_of, interval_of, steps_of
+from .stages import batch_of, interval_of, rate_of, steps_of
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
@@ -44,7 +44,8 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     learner = cast("LearnedCorrector", made)
     rt.prepare(made)
     stage = cfg.corrector
-    optimizer = torch.optim.Adam(made.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    top = rate_of(stage, cfg)
+    optimizer = torch.optim.Adam(made.parameters(), lr=top, weight_decay=stage.weight_decay)
     rt.checkpoint.register(corrector=made, optimizer=optimizer)
     rt.checkpoint.describe(**data.facts())
 
@@ -55,7 +56,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     steps = steps_of(stage, cfg, len(images.ids), rt.world_size)
     every = interval_of(stage, cfg, steps)
     for step in rt.steps(rt.checkpoint.resume(), steps):
-        rate = schedules.set_rate(optimizer, stage.lr * schedules.factor(stage.schedule, step, steps))
+        rate = schedules.set_rate(optimizer, top * schedules.factor(stage.schedule, step, steps))
         batch = draw(rt, images, cfg, stage="corrector", step=step, size=size)
         made.train()
         with rt.autocast():

@@ -14,7 +14,7 @@ from . import parts, schedules, watching
 from .agent import PixelActor
 from .config import Rl4segConfig, StyleConfig, SupervisedConfig
 from .domains import Domains, draw
-from .stages import batch_of, interval_of, steps_of
+from .stages import batch_of, interval_of, rate_of, steps_of
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
@@ -38,7 +38,8 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
         parts.load_part(rt.job.init_from, "actor", network, "--init-from")
     rt.prepare(network)
     actor = parts.as_actor(cfg, network, data.classes, bn_mode="batch")
-    optimizer = torch.optim.Adam(network.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    top = rate_of(stage, cfg)
+    optimizer = torch.optim.Adam(network.parameters(), lr=top, weight_decay=stage.weight_decay)
     rt.checkpoint.register(actor=network, optimizer=optimizer)
     rt.checkpoint.describe(**data.facts())
 
@@ -49,7 +50,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     steps = steps_of(stage, cfg, len(images.ids), rt.world_size)
     every = interval_of(stage, cfg, steps)
     for step in rt.steps(rt.checkpoint.resume(), steps):
-        rate = schedules.set_rate(optimizer, stage.lr * schedules.factor(stage.schedule, step, steps))
+        rate = schedules.set_rate(optimizer, top * schedules.factor(stage.schedule, step, steps))
         batch = draw(rt, images, cfg, stage=cfg.stage, step=step, size=size)
         seen = batch.images
         if shift is not None:

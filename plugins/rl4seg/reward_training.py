@@ -16,7 +16,7 @@ from medrl.core.rng import derive_seed
 from . import parts, schedules
 from .config import Rl4segConfig
 from .domains import Domains
-from .stages import batch_of, interval_of, steps_of
+from .stages import batch_of, interval_of, rate_of, steps_of
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
@@ -42,7 +42,8 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     parts.start_reward(cfg, net)
     rt.prepare(net)
     stage = cfg.reward
-    optimizer = torch.optim.Adam(net.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    top = rate_of(stage, cfg)
+    optimizer = torch.optim.Adam(net.parameters(), lr=top, weight_decay=stage.weight_decay)
     plateau = Plateau()
     rt.checkpoint.register(reward=net, optimizer=optimizer, plateau=plateau)
     rt.checkpoint.describe(**data.facts())
@@ -58,7 +59,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
         part = (
             plateau.factor if stage.schedule == "plateau" else schedules.factor(stage.schedule, step, steps)
         )
-        rate = schedules.set_rate(optimizer, stage.lr * part)
+        rate = schedules.set_rate(optimizer, top * part)
         net.train()
         losses = []
         for number, single in enumerate(singles):

@@ -226,6 +226,11 @@ def batch_of(stage: StageConfig, cfg: Rl4segConfig) -> int:
     return size * cfg.iteration if grows else size
 
 
+def rate_of(stage: StageConfig, cfg: Rl4segConfig) -> float:
+    """Largest learning rate of a stage."""
+    return stage.lr or cfg.train.lr
+
+
 def steps_of(stage: StageConfig, cfg: Rl4segConfig, images: int, world_size: int = 1) -> int:
     """Optimiser steps (PPO: rollouts) of a stage over so many images."""
     width = batch_of(stage, cfg) * world_size

@@ -25,7 +25,7 @@ from .config import Rl4segConfig
 from .domains import Domains, draw, pieces
 from .judging import Judge, open_judge
 from .pseudo_labels import open_pseudo_labels
-from .stages import batch_of, interval_of, steps_of
+from .stages import batch_of, interval_of, rate_of, steps_of
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def loosen(cfg: Rl4segConfig, data: Domains, modules: list[PixelActor | Critic])
 
 def build_optimizers(cfg: Rl4segConfig, players: Players) -> dict[str, torch.optim.Optimizer]:
     """One Adam for the actor, one for the critic."""
-    rates = {"actor": cfg.ppo.lr, "critic": cfg.ppo.critic_lr}
+    rates = {"actor": rate_of(cfg.ppo, cfg), "critic": cfg.ppo.critic_lr}
     return {
         name: torch.optim.Adam(network.parameters(), lr=rates[name], weight_decay=cfg.ppo.weight_decay)
         for name, network in players.networks().items()
@@ -210,7 +210,7 @@ def set_rates(
         part *= guard.rate
     if "critic" in optimizers:
         schedules.set_rate(optimizers["critic"], cfg.ppo.critic_lr * part)
-    return schedules.set_rate(optimizers["actor"], cfg.ppo.lr * part)
+    return schedules.set_rate(optimizers["actor"], rate_of(cfg.ppo, cfg) * part)
 
 
 def register(
