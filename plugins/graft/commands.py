@@ -44,6 +44,11 @@ ANY_PATH = click.Path(path_type=Path, resolve_path=True)
     help="Read extracted features, or ask the networks about every batch.",
 )
 @config_option(
+    "--trust-teachers/--no-trust-teachers",
+    key="teachers.trust",
+    help="Read live teachers of nnU-Net whose files hold pickled objects; none is executed.",
+)
+@config_option(
     "--teacher-oof",
     key="teachers.oof",
     type=click.Choice(["off", "flag", "mean", "unseen"]),

@@ -92,6 +92,9 @@ class TeachersConfig(Block):
     source: Literal["files", "live"] = "files"
     """`files` reads what was extracted before; `live` asks the networks about every batch, after
     augmentation, which costs N forward passes a step and no disk."""
+    trust: bool = False
+    """Read checkpoints of nnU-Net that hold pickled objects beside the weights of a live teacher; none is
+    executed."""
     oof: Literal["off", "flag", "mean", "unseen"] = "off"
     """What follows from a teacher having been trained on a case of the student: nothing; a flag in the state
     of the policy; quality measured on cases that it did not see; or it teaches only those."""

@@ -161,7 +161,6 @@ def load(rt: Runtime, cfg: GraftConfig) -> GraftData:
         rt.job.manager,
         Cache(cache_root(root)) if root else None,
         device=rt.device,
-        trust=rt.job.trust_checkpoint,
     )
     data.check_features()
     if cfg.split.unlabelled_from_test and rt.is_main:
@@ -176,7 +175,6 @@ def gather_data(
     cache: Cache | None,
     *,
     device: torch.device | None = None,
-    trust: bool = False,
 ) -> GraftData:
     """Split the cases by duty and open the teachers.
 
@@ -185,7 +183,6 @@ def gather_data(
         manager: Source of models.
         cache: Of prepared cases; None keeps none.
         device: Where live teachers run; the CPU if left out.
-        trust: Read teachers' checkpoints of nnU-Net that hold pickled objects; none is executed.
 
     Raises:
         CheckpointError: A live teacher cannot be loaded or does not fit.
@@ -198,7 +195,7 @@ def gather_data(
     live: LiveTeachers | None = None
     teachers: tuple[TeacherFolder | LiveTeacher, ...]
     if cfg.teachers.source == "live":
-        live = open_live(cfg, manager, plan, device or torch.device("cpu"), trust=trust)
+        live = open_live(cfg, manager, plan, device or torch.device("cpu"))
         teachers = live.teachers if live is not None else ()
     else:
         teachers = open_teachers(

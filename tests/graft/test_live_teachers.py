@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -274,6 +275,18 @@ def test_a_teacher_of_another_window_or_target_is_refused(make_job, tmp_path, te
 def test_without_teachers_live_is_supervised_training(make_job, tmp_path):
     rows = records(fit(make_job(tmp_path / "run", {"teachers": {"source": "live"}})))
     assert not any("loss_features" in row for row in rows)
+
+
+def test_pickled_numbers_in_a_live_teacher_need_trust(make_job, tmp_path):
+    from .test_nnunet_teachers import network, write
+
+    path = write(tmp_path / "fold_0" / "checkpoint_best.pth", network(), _best_ema=np.float64(0.9))
+    over = {"features": [str(path)], "source": "live"}
+    with pytest.raises(CheckpointError) as error:
+        gathered(make_job(tmp_path / "a", {"teachers": over}), tmp_path)
+    assert "--trust-teachers" in error.value.do
+    found = gathered(make_job(tmp_path / "b", {"teachers": {**over, "trust": True}}), tmp_path)
+    assert found.teacher_names == ("fold_0",)
 
 
 def test_nnunet_checkpoints_teach_live(make_job, tmp_path, monkeypatch):

@@ -160,8 +160,6 @@ def open_live(
     manager: PluginManager,
     student: SamplePlan,
     device: torch.device,
-    *,
-    trust: bool = False,
 ) -> LiveTeachers | None:
     """Open the networks that the config names; None if it names none.
 
@@ -170,7 +168,6 @@ def open_live(
         manager: Source of models.
         student: How the student's cases are prepared.
         device: Where the networks run.
-        trust: See `open_network`.
 
     Raises:
         CheckpointError: A checkpoint is missing, damaged, or predicts something else than the student.
@@ -180,7 +177,11 @@ def open_live(
     if not paths:
         return None
     taps = cfg.distill.taps if cfg.distill.feature_weight > 0 else ()
-    teachers = [open_network(path, manager, device, trust=trust) for path in paths]
+    try:
+        teachers = [open_network(path, manager, device, trust=cfg.teachers.trust) for path in paths]
+    except CheckpointError as error:
+        error.do = error.do.replace("--trust-checkpoint", "--trust-teachers")
+        raise
     if cfg.train.channels_last:
         for teacher in teachers:
             teacher.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
