@@ -412,9 +412,9 @@ def page_of(work: Path, group: str) -> str:
         "# kspace: does a policy that looks beat fixed masks?",
         "",
         "Written by `benchmarks/kspace_evidence.py page`. Every patient is tested once in each seed, by "
-        "networks that were trained on others; reward model and policy never share patients. Values of a patient are "
-        "means over seeds; intervals are 95 % bootstrap intervals over patients. No correction for several "
-        "comparisons.",
+        "networks that were trained on others; reward model and policy never share patients. Values of a "
+        "patient are means over seeds; intervals are 95 % bootstrap intervals over patients, without a "
+        "correction for several comparisons.",
         "",
     ]
     for setting in SETTINGS:
