@@ -243,7 +243,13 @@ def baselines(manager: PluginManager, /, against: str, **given: Any) -> None:
 @click.option("--data", type=ANY_PATH, default=None, help="Dataset.  [default: that of the run]")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of masks.npy and lines.csv.")
 @click.option("--lines", type=click.IntRange(min=1), default=None, help="Budget.  [default: the largest]")
-@click.option("--split", type=click.Choice(["auto", "test", "val"]), default="auto", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "test", "val"]),
+    default="auto",
+    show_default=True,
+    help="Cases; auto takes test cases where there are labelled ones.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @click.pass_obj
 def export_mask(

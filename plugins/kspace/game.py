@@ -167,6 +167,11 @@ class Game:
         where = cases.device
         seen = observation_of(case.to(where), mask, (budget - taken).to(where), taken.to(where))
         self.agent.fit_scales(self.observer.seen(seen, self.agent.needs))
+        self.share_scales(rt)
+
+    def share_scales(self, rt: Runtime) -> None:
+        """Give all ranks the scales of rank 0."""
+        rt.ranks.exchange("scales", None)
         rt.ranks.broadcast(list(self.agent.buffers()))
 
 

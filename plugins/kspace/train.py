@@ -150,7 +150,7 @@ def imitate(
     states = memory.all(rt.device)
     if number == 1:
         fit_scales(game.policy, states)
-        rt.ranks.broadcast(list(game.agent.buffers()))
+        game.share_scales(rt)
     game.agent.train()
     generator = rng.torch_generator(cfg.train.seed, "kspace", "imitation", step, rt.rank)
     loss = imitate_epoch(

@@ -87,7 +87,7 @@ def test_the_reward_model_alone_serves_baselines_but_not_a_policy(manager, rewar
 
 
 def test_unknown_rivals_are_refused(manager, policy_run, tmp_path):
-    with pytest.raises(ConfigError, match="choose among"):
+    with pytest.raises(ConfigError, match="unknown"):
         study.run(manager, [policy_run], tmp_path, against=["best"], device="cpu")
 
 
