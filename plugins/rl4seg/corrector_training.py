@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -21,6 +22,7 @@ from .stages import batch_of, interval_of, rate_of, steps_of
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
 
+_log = logging.getLogger("medrl.rl4seg")
 _HELD = 64
 """Validation masks that are corrupted and corrected."""
 
@@ -69,6 +71,13 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
             found = validate(rt, made, data, rules)
             rt.log(step, **found)
             rt.best(step, found["val_dice"], name="val_dice")
+            if step == rt.total_steps and found["val_dice"] < found["corrupted_dice"] and rt.is_main:
+                _log.warning(
+                    "the corrector makes corrupted masks worse (Dice %.3f, before it %.3f): train it longer "
+                    "(corrector.steps), or its reward will mislead",
+                    found["val_dice"],
+                    found["corrupted_dice"],
+                )
 
 
 @torch.no_grad()

@@ -119,6 +119,7 @@ class Watch:
 
     def __init__(self, cfg: Rl4segConfig) -> None:
         self.least = cfg.ppo.alarm_validity
+        self.help = "" if cfg.loop.start == "style" else "start from the style-tuned actor (--start style), "
         self.start: dict[str, float] = {}
         self.alarms: list[str] = []
 
@@ -129,8 +130,8 @@ class Watch:
             self._warn(
                 "low_start_validity",
                 f"only {found['val_validity']:.0%} of the masks on target images are valid at the start: "
-                "little can be learned from pairs of such an actor. Start from the style-tuned actor "
-                "(--start style), train the source longer, or check sample.* and rules",
+                f"little can be learned from pairs of such an actor; {self.help}train the source and style "
+                "actors longer, or check sample.* and rules",
             )
         shown = ("reward", "validity")
         return {f"start_{name}": found[f"val_{name}"] for name in shown} | self.facts()

@@ -377,11 +377,15 @@ def found(reward, validity):
 
 
 def test_a_start_with_few_valid_masks_warns_once_and_says_what_to_do(caplog):
-    watch = Watch(Rl4segConfig(method="rl4seg"))
+    watch = Watch(Rl4segConfig(method="rl4seg", loop={"start": "source"}))
     assert watch.begin(found(0.5, 0.19))["alarm_low_start_validity"] == 1.0
     assert watch.look(found(0.6, 0.19))["alarm_low_start_validity"] == 1.0
     assert len(caplog.records) == 1
     assert "--start style" in caplog.text
+    caplog.clear()
+    Watch(Rl4segConfig(method="rl4seg")).begin(found(0.5, 0.0))
+    assert "--start style" not in caplog.text
+    assert "actors longer" in caplog.text
     assert Watch(Rl4segConfig(method="rl4seg")).begin(found(0.5, 0.21))["alarm_low_start_validity"] == 0.0
 
 
