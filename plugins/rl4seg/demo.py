@@ -55,13 +55,20 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(
-        source=64,
-        target=64,
+        source=80,
+        target=80,
         test=32,
         methods=("source", "style", "style-posthoc-both", "style-ppo", "style-ppo-random"),
         seeds=1,
         judge=False,
-        values={},
+        values={
+            "source": {"steps": 150},
+            "style": {"steps": 120},
+            "corrector": {"steps": 260},
+            "pairs": {"count": 640},
+            "reward": {"steps": 100},
+            "ppo": {"steps": 24, "inner_steps": 3, "warmup": 4},
+        },
     ),
     "small": Scale(
         source=160,
