@@ -316,6 +316,7 @@ CROSSFIT = {"split": {"reward_mode": "crossfit", "reward_folds": 5}}
 """The labelled cases take turns in measuring the reward, so that no label is lost to the agent."""
 BAD = {"A": (3,), "B": (3, 4)}
 """Teachers whose guidance is wrong: the mirrored one; the ones with another case's features or noise."""
+BLIND = ("its own prior, quality, which cannot see the fault", "a random reward with that prior")
 BLURRED = {"A": (4,), "B": (2,)}
 ORACLE = {"A": [1 / 3, 1 / 3, 1 / 3, 0.0, 0.0], "B": [0.5, 0.5, 0.0, 0.0, 0.0]}
 SETTINGS = {
@@ -523,7 +524,7 @@ def table_of(key: Key, table: dict[str, dict[int, dict[str, Any]]], group: str) 
         values = [dice(item) for item in results.values()]
         versus = shown(gain(results, table["uniform"])) if name != "uniform" and "uniform" in table else "–"
         shares = ["–", "–"]
-        if key[1] in BAD:
+        if key[1] in BAD and name != "labels only":
             shares = [
                 f"{np.mean([mass(item, who[key[1]]) for item in results.values()]):.2f}"
                 for who in (BAD, BLURRED)
@@ -546,11 +547,11 @@ def verdicts(key: Key, table: dict[str, dict[int, dict[str, Any]]]) -> list[str]
         (f"reinforce, prior {best}", best, f"its own prior, {best}"),
         ("reinforce, prior uniform", "uniform", "its own prior, uniform"),
         ("reinforce, prior uniform", "random reward, prior uniform", "a random reward"),
-        ("reinforce, prior quality", "quality", "its own prior, quality, which cannot see the fault"),
-        ("reinforce, prior quality", "random reward, prior quality", "a random reward"),
+        ("reinforce, prior quality", "quality", BLIND[0]),
+        ("reinforce, prior quality", "random reward, prior quality", BLIND[1]),
     ]
     for new, old, words in questions:
-        if new in table and old in table:
+        if new in table and old in table and not (best == "quality" and words in BLIND):
             found = gain(table[new], table[old])
             answer = "yes" if found[1] > 0 else "worse" if found[2] < 0 else "not shown"
             lines.append(f"| does {new} beat {words}? | {shown(found)} | {answer} |")
