@@ -7,7 +7,7 @@ Geometries: ``slice``, each slice a case of its own; ``stack``, the slices of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medrl.core.errors import ConfigError, DataError
-from medrl.plugins.kspace.fourier import PLANE, SPACE, fftc
+from medrl.plugins.kspace.fourier import PLANE, SPACE
 from medrl.plugins.kspace.masks import initial_mask
 
 Geometry: TypeAlias = Literal["slice", "stack", "volume3d"]
@@ -169,62 +169,6 @@ class Cases:
 
     def _rows(self, values: Tensor, index: Tensor) -> Tensor:
         return values[index.to(values.device)].to(self.device)
-
-
-def volumes(
-    cases: Cases,
-    groups: Mapping[str, Sequence[int]],
-    *,
-    geometry: Geometry = "stack",
-    points: bool = False,
-) -> Cases:
-    """Put slices together to volumes.
-
-    Volumes with fewer slices than others are filled up with empty ones: at the end of a stack, at both ends
-    of a volume with a three-dimensional transform.
-
-    Args:
-        cases: Slices.
-        groups: By name of the volume, the numbers of its slices in order.
-        geometry: ``stack``, or ``volume3d``, whose transform along depth is made here.
-        points: Whether actions are points (kz, ky) of ``volume3d``.
-
-    Raises:
-        ConfigError: The cases are no slices, or the geometry is none of the two.
-        DataError: There is no volume, or one has no slice.
-    """
-    if cases.geometry != "slice" or geometry == "slice":
-        raise ConfigError("volumes", why=f"geometry {geometry} of cases of geometry {cases.geometry}")
-    if not groups or not all(len(numbers) for numbers in groups.values()):
-        raise DataError("volumes", why="there is none, or one has no slice")
-    depth = max(len(numbers) for numbers in groups.values())
-    rows = [torch.as_tensor(list(numbers), dtype=torch.int64) for numbers in groups.values()]
-    start = [(depth - len(row)) // 2 if geometry == "volume3d" else 0 for row in rows]
-
-    def put(values: Tensor, axis: int) -> Tensor:
-        shape = (len(rows), *values.shape[1:axis], depth, *values.shape[axis:])
-        found = torch.zeros(shape, dtype=values.dtype)
-        for number, (row, first) in enumerate(zip(rows, start, strict=True)):
-            found[number].narrow(axis - 1, first, len(row)).copy_(values[row].movedim(0, axis - 1))
-        return found
-
-    inner = 1 + int(cases.coils)
-    kspace = put(cases.kspace, inner)
-    there = put(torch.ones(len(cases), dtype=torch.bool), 1)
-    wide = depth if points else 1
-    return replace(
-        cases,
-        ids=tuple(groups),
-        kspace=fftc(kspace, (-3,)) if geometry == "volume3d" else kspace,
-        target=put(cases.target, 1),
-        labels=None if cases.labels is None else put(cases.labels, 1),
-        possible=torch.stack([cases.possible[row].all(dim=0).repeat(wide) for row in rows]),
-        initial=torch.stack([cases.initial[row].all(dim=0).repeat(wide) for row in rows]),
-        geometry=geometry,
-        points=points,
-        sensitivities=None if cases.sensitivities is None else put(cases.sensitivities, inner),
-        slices=there if geometry == "stack" and not bool(there.all()) else None,
-    )
 
 
 def possible_lines(

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from medrl.core.errors import ConfigError
 from medrl.plugins.kspace.cases import Cases
-from medrl.plugins.kspace.fourier import fftc
 from medrl.plugins.kspace.imaging import View
 
 Group: TypeAlias = str
@@ -153,24 +152,27 @@ class ColumnFeatures:
         ]
 
     def _spectra(self, seen: _Maps) -> list[Tensor]:
-        rows = [seen.spectrum(seen.view.magnitude)]
+        maps = [seen.view.magnitude]
         if seen.view.logits is not None:
-            rows += [seen.spectrum(seen.probabilities[:, k]) for k in range(self.classes)]
-            rows.append(seen.spectrum(seen.entropy))
+            maps += [seen.probabilities[:, k] for k in range(self.classes)]
+            maps.append(seen.entropy)
         if seen.view.prediction is not None:
-            rows.append(seen.spectrum(seen.view.prediction))
-        return rows
+            maps.append(seen.view.prediction)
+        return seen.spectra(maps)
 
     def _gradient(self, seen: _Maps, mask: Tensor) -> list[Tensor]:
         view = seen.view
         if view.gradient is None:
             raise ConfigError("features", why="the derivative of the entropy was not computed")
-        rows = [seen.spectrum(view.gradient)]
+        rows = seen.spectra([view.gradient])
         if view.prediction is not None:
             # Nearly 0 where the image is: its phase means nothing there.
             phase = view.image / (view.magnitude + DARK)
-            slope, expected = fftc(view.gradient * phase, (-1,)), fftc(view.prediction * phase, (-1,))
-            change = seen.per_column((slope.conj() * expected).real)
+            # Displacing both maps alike changes no product of their transforms.
+            slope, expected = (
+                torch.fft.fft(part * phase, norm="ortho") for part in (view.gradient, view.prediction)
+            )
+            change = torch.fft.fftshift(seen.per_column((slope.conj() * expected).real), dim=-1)
             rows.append(torch.asinh(-change) * ~mask)
         return rows
 
@@ -225,13 +227,21 @@ class _Maps:
         flat = maps.mean(dim=(-2, -1))
         return self.over_slices(flat.transpose(1, 2)) if flat.ndim == 3 else flat
 
-    def spectrum(self, maps: Tensor) -> Tensor:
-        """Energy per column of real maps ``(B, [D], H, W)``, on a logarithmic scale: ``(B, W)``.
+    def spectra(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Energy per column of real maps ``(B, [D], H, W)``, on a logarithmic scale: ``(B, W)`` each.
 
-        The transform along the readout keeps the energy of each column, so that it is left out.
+        The transform along the readout keeps the energy of each column, so that it is left out; columns at
+        ±k of real maps have equal energies.
         """
-        power = torch.view_as_real(fftc(maps, (-1,))).square().sum(dim=-1)
-        return _logarithm(self.per_column(power))
+        width = int(maps[0].shape[-1])
+        half = torch.fft.rfft(torch.stack(list(maps)).flatten(0, 1), norm="ortho")
+        power = torch.view_as_real(half).square().sum(dim=(-3, -1)).view(len(maps), *maps[0].shape[:-2], -1)
+        distance = (torch.arange(width, device=power.device) - width // 2).abs()
+        found = []
+        for one in power:
+            columns = self.over_slices(one) if one.ndim == 3 else one
+            found.append(_logarithm(columns[:, distance]))
+        return found
 
 
 def _logarithm(energy: Tensor) -> Tensor:

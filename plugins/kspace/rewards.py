@@ -7,7 +7,6 @@ is 0 throughout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -39,7 +38,8 @@ class Truth:
 
     Attributes:
         target: ``(B, [D], H, W)``.
-        ssim: Of the targets, with their local means, or None where SSIM is not asked for.
+        ssim: Of the targets, with their local means, or None where SSIM is not asked for; of each slice
+            ``(B * D,)`` by itself where some are missing.
         labels: ``(B, [D], H, W)`` int64, or None.
         slices: ``(B, D)`` bool, or None.
     """
@@ -53,24 +53,27 @@ class Truth:
         """Some of them, or some of them several times."""
         return Truth(
             target=self.target[index],
-            ssim=None if self.ssim is None else self.ssim.select(index),
+            ssim=None if self.ssim is None else self.ssim.select(self._of_slices(index)),
             labels=None if self.labels is None else self.labels[index],
             slices=None if self.slices is None else self.slices[index],
         )
 
     def put(self, index: Tensor, other: Truth) -> None:
         """Replace some of them in place."""
-        for own, new in self._pairs(other):
-            own[index] = new
-
-    def _pairs(self, other: Truth) -> Iterator[tuple[Tensor, Tensor]]:
-        pairs = [(self.target, other.target), (self.labels, other.labels), (self.slices, other.slices)]
-        if self.ssim is not None and other.ssim is not None:
-            names = ("target", "mean", "variance", "c1", "c2")
-            pairs += [(getattr(self.ssim, name), getattr(other.ssim, name)) for name in names]
+        pairs = ((self.target, other.target), (self.labels, other.labels), (self.slices, other.slices))
         for own, new in pairs:
             if own is not None and new is not None:
-                yield own, new
+                own[index] = new
+        if self.ssim is not None and other.ssim is not None:
+            for name in ("target", "mean", "variance", "c1", "c2"):
+                getattr(self.ssim, name)[self._of_slices(index)] = getattr(other.ssim, name)
+
+    def _of_slices(self, index: Tensor) -> Tensor:
+        """The places in `ssim` of some of them."""
+        if self.slices is None:
+            return index
+        depth = self.slices.shape[1]
+        return (index.unsqueeze(1) * depth + torch.arange(depth, device=index.device)).flatten()
 
     @property
     def has_foreground(self) -> Tensor:
@@ -140,12 +143,13 @@ class Quality:
             DataError: There are no labels and they are needed.
         """
         target = cases.rows("target", index)
+        slices = None if cases.slices is None else cases.rows("slices", index)
         wanted = self.image_weight > 0 and self.of_image == "ssim"
         return Truth(
             target=target,
-            ssim=SsimTarget(target) if wanted else None,
+            ssim=_ssim_target(target, slices) if wanted else None,
             labels=cases.rows("labels", index).long() if self.needs_labels else None,
-            slices=None if cases.slices is None else cases.rows("slices", index),
+            slices=slices,
         )
 
     def score(self, view: View, truth: Truth) -> Scores:
@@ -170,13 +174,12 @@ class Quality:
             return -nmse(magnitude, truth.target)
         if self.of_image == "psnr":
             return psnr(magnitude, truth.target).clamp(max=PSNR_CEILING) / PSNR_SCALE
-        ssim = truth.ssim if truth.ssim is not None else SsimTarget(truth.target)
-        value = ssim.score(magnitude)
+        ssim = truth.ssim if truth.ssim is not None else _ssim_target(truth.target, truth.slices)
         if truth.slices is None:
-            return value
-        # Slices that fill a stack up are zero in image and target, and agree entirely.
-        there = truth.slices.float().mean(dim=1)
-        return (value - (1.0 - there)) / there.clamp_min(EPS)
+            return ssim.score(magnitude)
+        each = ssim.score(magnitude.flatten(0, 1)).view(truth.slices.shape)
+        there = truth.slices.to(each.dtype)
+        return (each * there).sum(dim=1) / there.sum(dim=1).clamp_min(1.0)
 
 
 def label_quality(
@@ -310,6 +313,14 @@ def terminal_reward(
         image_weight=image_weight, label_weight=label_weight, of_image=of_image, of_labels=of_labels
     )
     return Reward(quality, mode="terminal")
+
+
+def _ssim_target(target: Tensor, slices: Tensor | None) -> SsimTarget:
+    """Targets for SSIM; slice by slice, with the range of the volume, where some slices are missing."""
+    if slices is None:
+        return SsimTarget(target)
+    reach = target.flatten(1).amax(dim=1).repeat_interleave(target.shape[1])
+    return SsimTarget(target.flatten(0, 1), reach)
 
 
 def centred(rewards: Tensor, repeats: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from medrl.plugins.kspace.cases import Cases, initial_lines, possible_lines
 from medrl.plugins.kspace.features import GROUPS, ColumnFeatures
-from medrl.plugins.kspace.fourier import fft2c
+from medrl.plugins.kspace.fourier import fft2c, fftc
 from medrl.plugins.kspace.imaging import Imaging
 from medrl.plugins.kspace.models import CompactNet
 from medrl.plugins.kspace.observer import CaseObserver
@@ -55,6 +55,37 @@ def make_cases():
             labels=labels,
             possible=possible_lines(count, size, indices=indices, padding=padding),
             initial=initial_lines(count, size, initial, padding=padding),
+        )
+
+    return make
+
+
+@pytest.fixture
+def volumes():
+    """Slices as stacks, or as volumes with a transform along depth; short ones end with empty slices."""
+
+    def make(cases, groups, *, geometry="stack", points=False):
+        rows = list(groups.values())
+        depth = max(len(row) for row in rows)
+
+        def put(values):
+            found = torch.zeros(len(rows), depth, *values.shape[1:], dtype=values.dtype)
+            for number, row in enumerate(rows):
+                found[number, : len(row)] = values[row]
+            return found
+
+        there = put(torch.ones(len(cases), dtype=torch.bool))
+        kspace, wide = put(cases.kspace), depth if points else 1
+        return Cases(
+            ids=tuple(groups),
+            kspace=fftc(kspace, (1,)) if geometry == "volume3d" else kspace,
+            target=put(cases.target),
+            labels=put(cases.labels),
+            possible=torch.stack([cases.possible[row].all(dim=0).repeat(wide) for row in rows]),
+            initial=torch.stack([cases.initial[row].all(dim=0).repeat(wide) for row in rows]),
+            geometry=geometry,
+            points=points,
+            slices=None if bool(there.all()) else there,
         )
 
     return make

@@ -14,7 +14,6 @@ from medrl.core.errors import CheckpointError, ConfigError
 from medrl.core.rl.ppo import PPOConfig, ppo_update
 from medrl.core.rl.rollout import Collector, RolloutBuffer
 from medrl.plugins.kspace.agent import ColumnAgent, FaithfulAgent, FeatureScale, FFTConv, Sighted
-from medrl.plugins.kspace.cases import volumes
 from medrl.plugins.kspace.env import KSpaceEnv
 from medrl.plugins.kspace.features import BLIND, ColumnFeatures
 from medrl.plugins.kspace.fourier import fft2c, fftc
@@ -234,9 +233,9 @@ def test_the_compact_agent_is_small():
     with torch.device("meta"):
         separate = ColumnAgent(actions=64, features=17, pooled=43)
         shared = ColumnAgent(actions=64, features=17, pooled=43, shared=True)
-    assert parameters(separate.actor) == 42_272
-    assert parameters(separate) == 2 * 42_272 + 41 + 81
-    assert parameters(shared) == 42_272 + 41 + 81
+    assert parameters(separate.actor) == 21_680
+    assert parameters(separate) == 43_446
+    assert parameters(shared) == 21_766
 
 
 def test_a_shared_trunk_runs_once_and_gives_the_same(make_cases, make_observer):
@@ -463,7 +462,7 @@ def test_pooled_features_are_areas_centroids_and_entropy(make_cases, make_observ
     assert float(found["entropy"]) == pytest.approx(0.0, abs=1e-4)
 
 
-def test_features_of_a_stack_do_not_depend_on_empty_slices(make_cases, make_observer):
+def test_features_of_a_stack_do_not_depend_on_empty_slices(make_cases, make_observer, volumes):
     slices = make_cases(5)
     short = volumes(slices, {"a": [0, 1]})
     filled = volumes(slices, {"a": [0, 1], "b": [2, 3, 4]})
@@ -498,7 +497,7 @@ def test_what_the_environment_saw_is_not_computed_twice(make_cases, make_observe
     assert calls == [3, 3, 2]
 
 
-def test_features_without_a_network_have_no_part_of_it(make_cases):
+def test_features_without_a_network_have_no_part_of_it(make_cases, volumes):
     cases = make_cases()
     features = ColumnFeatures(cases)
     assert features.names[6:] == ["energy", "mirror_energy", "magnitude"]

@@ -17,7 +17,6 @@ from medrl.plugins.kspace.candidates import (
     quality_of,
     quality_with_each,
 )
-from medrl.plugins.kspace.cases import volumes
 from medrl.plugins.kspace.coils import expand
 from medrl.plugins.kspace.fourier import fft2c, ifft2c
 from medrl.plugins.kspace.imaging import Imaging
@@ -84,7 +83,7 @@ def test_every_policy_gives_distinct_possible_lines(make_cases, make_observer, b
         assert not bool((mask & padding[case]).any()), policy
 
 
-def test_policies_refuse_more_lines_than_there_are(make_cases, make_observer):
+def test_policies_refuse_more_lines_than_there_are(make_cases, make_observer, volumes):
     observer = make_observer(make_cases())
     for policy in every_policy(observer):
         for budget in (0, 15):
@@ -133,7 +132,7 @@ def test_gains_of_all_lines_equal_acquiring_each(make_cases, make_observer):
 
 
 @pytest.mark.parametrize("kind", ["stack", "points", "coils", "network"])
-def test_gains_are_exact_in_every_geometry(make_cases, make_observer, kind):
+def test_gains_are_exact_in_every_geometry(make_cases, make_observer, kind, volumes):
     slices = make_cases(4, size=8)
     imaging = Imaging()
     cases = slices

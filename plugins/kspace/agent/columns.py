@@ -70,7 +70,7 @@ class ColumnAgent(LineAgent):
         actions: int,
         features: int,
         pooled: int = 0,
-        width: int = 40,
+        width: int = 28,
         embedding: int = 8,
         shared: bool = False,
         blind: bool = False,
