@@ -236,7 +236,7 @@ def main() -> None:
         "is_valid": lambda mask: is_valid(mask, rules),
     }
     print(
-        f"{'CPU milliseconds a mask of 256²':34s}{'plain':>9s}{'check':>9s}{'ratio':>8s}{'is_valid':>10s}{'ratio':>8s}"
+        f"{'CPU ms a mask of 256²':34s}{'plain':>9s}{'check':>9s}{'ratio':>8s}{'is_valid':>10s}{'ratio':>8s}"
     )
     for name, part in {"clean": 0.0, "1 % noise": 0.01, "5 % noise": 0.05, "20 % noise": 0.2}.items():
         masks = [noisy(phantom(256, rng), part, rng) for _ in range(options.masks)]

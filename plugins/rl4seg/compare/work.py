@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -325,9 +325,9 @@ class SeedStudy:
             trained = baselines.supervise(
                 actor, self._labelled_target(), replace(budget, steps=budget.steps + self.source_steps)
             )
-        assert isinstance(trained, PixelActor)  # noqa: S101  # a copy of what went in
-        self._keep(method, trained)
-        return {method.key: self._score(trained)}
+        adapted = cast("PixelActor", trained)  # a copy of what went in
+        self._keep(method, adapted)
+        return {method.key: self._score(adapted)}
 
     def _labelled_target(self) -> ImageSet:
         """Target training images with their labels, for the upper bound alone."""
