@@ -197,9 +197,9 @@ class PPOConfig(StageConfig):
     """At most so many target images, without labels, measure reward and validity while training."""
     alarm_validity: float = Field(default=0.2, ge=0.0, le=1.0)
     """Warn where the share of valid masks at the start is less."""
-    collapse: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Stop an update where the sampled foreground falls below this part of what it was at the start: an empty
-    mask is absorbing. 0 switches the guard off."""
+    collapse: float = Field(default=0.2, ge=0.0, lt=0.5)
+    """Go back to the last good weights, and halve the rate, where the foreground of the most probable masks
+    falls below this part of the reference's: an empty mask is never left again. 0 switches the guard off."""
 
     @property
     def uses_critic(self) -> bool:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
+from medrl.core.learned_reward.encoding import cross_entropy as exact_cross_entropy
 
 from . import parts, schedules, watching
 from .agent import PixelActor
@@ -80,4 +81,8 @@ def cross_entropy(actor: PixelActor, images: Tensor, labels: Tensor, *, smoothin
         if smoothing:
             raise ConfigError("label_smoothing", why="a binary actor takes none", do="set it to 0")
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
-    return F.cross_entropy(logits, labels.long(), label_smoothing=smoothing)
+    # Not torch's, which has no deterministic form on GPUs.
+    loss = exact_cross_entropy(logits, labels)
+    if smoothing:
+        loss = (1.0 - smoothing) * loss - smoothing * logits.log_softmax(dim=1).mean()
+    return loss

@@ -187,8 +187,6 @@ def inputs_of(stage: Stage, results: Results, cfg: Rl4segConfig) -> dict[str, Pa
     }
     if stage.kind == "reward" or (stage.kind == "ppo" and cfg.ppo.pseudo_labels):
         found["pairs"] = tuple(results.pairs if cfg.pairs.keep else results.pairs[-1:])
-    if stage.kind == "pairs" and results.pairs:
-        found["pairs"] = tuple(results.pairs)
     return found
 
 

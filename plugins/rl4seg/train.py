@@ -48,7 +48,7 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     players = start_players(rt, cfg, data)
     judge = open_judge(rt, cfg, data)
     numbers = settings(cfg)
-    optimizers, guard, watch = build_optimizers(cfg, players), None, Watch(cfg)
+    optimizers, guard, watch = build_optimizers(cfg, players), None, Watch(cfg, speaks=rt.is_main)
     if cfg.ppo.collapse > 0.0 and players.reference is not None:
         guard = CollapseGuard(players.networks(), list(optimizers.values()), floor=cfg.ppo.collapse)
     register(rt, players, optimizers, guard, watch, data)

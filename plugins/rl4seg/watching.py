@@ -112,12 +112,17 @@ def policy(
 class Watch:
     """Compares what is measured with the beginning and warns, once each.
 
+    Args:
+        cfg: Its limits.
+        speaks: Whether warnings are said, or only logged as numbers.
+
     Attributes:
         start: What was measured before the first update.
         alarms: Names of the alarms so far.
     """
 
-    def __init__(self, cfg: Rl4segConfig) -> None:
+    def __init__(self, cfg: Rl4segConfig, *, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.least = cfg.ppo.alarm_validity
         self.help = "" if cfg.loop.start == "style" else "start from the style-tuned actor (--start style), "
         self.start: dict[str, float] = {}
@@ -164,7 +169,8 @@ class Watch:
     def _warn(self, name: str, text: str) -> None:
         if name not in self.alarms:
             self.alarms.append(name)
-            _log.warning("%s", text)
+            if self.speaks:
+                _log.warning("%s", text)
 
 
 def _greedy(rt: Runtime, actor: PixelActor, images: Tensor) -> Tensor:

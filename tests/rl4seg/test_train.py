@@ -77,6 +77,21 @@ def test_cross_entropy_gets_logits():
     assert float(loss) < 0.05
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_that_of_torch(smoothing):
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, images):
+            return logits
+
+    actor = parts.as_actor(Rl4segConfig(method="rl4seg"), Fixed(), 3)
+    mine = pretrain.cross_entropy(actor, torch.zeros(2, 1, 4, 5), labels, smoothing=smoothing)
+    theirs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert float(mine) == pytest.approx(float(theirs), rel=1e-6)
+
+
 def test_style_goes_on_from_the_source_actor_and_changes_every_image(
     alone, tmp_path, tools, monkeypatch, inputs
 ):
