@@ -82,6 +82,20 @@ def test_teachers_features_and_student_by_the_tools(manager, phantoms, tmp_path)
     record = json.loads((tmp_path / "f" / "teacher_0" / "teacher.json").read_text())
     assert record["dtype"] == "fp16"
     assert set(record["channels"]) == {"neg1", "neg2", "logits"}
+    assert "pooled" not in record
+    small = ["--teacher-storage", "pooled", "--trust-checkpoint"]
+    done = run(
+        manager,
+        commands.extract_features,
+        *shared,
+        "--teachers",
+        tmp_path / "t",
+        "-o",
+        tmp_path / "s",
+        *small,
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "s" / "teacher_1" / "teacher.json").read_text())["pooled"] is True
 
 
 def test_unknown_config_keys_are_told_all_at_once(manager, phantoms, tmp_path):
