@@ -145,7 +145,7 @@ class _Trunk(nn.Module):
             maps = maps + self.whole(pooled).unsqueeze(-1)
         for block in self.blocks:
             maps = block(maps)
-        return F.gelu(maps)
+        return F.relu(maps)
 
 
 class _Block(nn.Module):
@@ -159,9 +159,9 @@ class _Block(nn.Module):
         self.mix = nn.Conv1d(width, width, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        inner = F.gelu(self.norm(maps))
+        inner = F.relu(self.norm(maps))
         inner = self.near(inner) + self.context(_summary(inner)).unsqueeze(-1)
-        out: Tensor = maps + self.mix(F.gelu(inner))
+        out: Tensor = maps + self.mix(F.relu(inner))
         return out
 
 
