@@ -28,7 +28,7 @@ def read_hdf5(
     order: Literal["xyz", "zyx"] = "zyx",
     max_bytes: int = 8 * 2**30,
 ) -> Volume:
-    """Read one real array of two or three axes of an HDF5 file; a fourth one of length 1 is dropped.
+    """Read one real array of two or three axes of an HDF5 file; a last, fourth one of length 1 is dropped.
 
     Args:
         path: The file; links that lead out of it are refused.
@@ -46,7 +46,11 @@ def read_hdf5(
     if len(sizes) != 3 or not all(np.isfinite(size) and size > 0 for size in sizes):
         raise DataError(str(path), why=f"voxel size {sizes} mm, expected three positive numbers")
     with open_hdf5(path) as file:
-        array = read_hdf5_array(file, key, max_bytes=max_bytes)
+        array = read_hdf5_array(file, key, axes=(2, 3, 4), max_bytes=max_bytes)
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 4:
+        raise DataError(str(path), why=f"'{key}' has shape {array.shape}, which is no single image or stack")
     if array.ndim == 2:
         array = array[np.newaxis] if order == "zyx" else array[..., np.newaxis]
     data = (array.transpose(2, 1, 0) if order == "zyx" else array)[np.newaxis]

@@ -148,8 +148,8 @@ def test_its_tool_is_a_command_of_its_own(plugin_environment):
 
 def test_another_method_may_name_its_agent_but_not_one_that_does_not_exist(plugin_environment, tmp_path):
     done = plugin_environment.medrl(
-        "train", "cine", "-o", str(tmp_path / "run"), "--set", "agent.name=cine.colum", "--device", "cpu"
+        "train", "cine", "-o", str(tmp_path / "run"), "--set", "agent.name=cine.colunm", "--device", "cpu"
     )
     assert done.returncode == 2
-    assert "did you mean 'cine.column'?" in done.stderr
+    assert "did you mean 'cine.column'" in done.stderr
     assert "Traceback" not in done.stderr
