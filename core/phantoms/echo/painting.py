@@ -72,7 +72,7 @@ class Look:
 def draw_look(
     rng: np.random.Generator, anatomy: Anatomy, *, shift: float = 0.0, style: Style = "haze"
 ) -> Look:
-    """Draw how an image is taken, at a distance `shift` in [0, 1] from the machine of the source."""
+    """Draw how an image is taken, at a distance `shift` in [0, 1.25] from the machine of the source."""
     haze = shift if style == "haze" else 0.0
     strength = haze * rng.uniform(0.85, 1.15, size=6)
     half_angle = rng.uniform(0.64, 0.77)

@@ -21,6 +21,8 @@ from .painting import Style, draw_look, paint
 
 CHANNELS = ("echo",)
 SMALLEST = 32
+LARGEST_SHIFT = 1.25
+"""Beyond it every beam would have a shadow."""
 
 _VERSION = 1
 _DEPTH_MM = 154.0
@@ -62,7 +64,7 @@ def make_case(
         index: Number of the case, from 0.
         test: Draw from the test stream, which shares no case with the training stream.
         shape: ``(X, Y)`` pixels, at least 32 each.
-        shift: Distance in [0, 1] from the look of the source.
+        shift: Distance in [0, 1.25] from the look of the source.
         shape_shift: Distance in [0, 1] from its shapes: dilated, with thinner walls.
         style: Kind of shift: `haze` = haze, shadows, attenuation, coarse speckle, low contrast; `outside` =
             reverberation, steps of gain, wall drop-out, another compression, motion ghost.
@@ -110,7 +112,7 @@ def write_echo(
         test_cases: Number of test cases, drawn from another stream of random numbers.
         seed: Seed of everything.
         shape: ``(X, Y)`` pixels; the image is 154 mm deep or wide.
-        shift: Distance in [0, 1] from the look of the source.
+        shift: Distance in [0, 1.25] from the look of the source.
         shape_shift: Distance in [0, 1] from its shapes.
         style: `haze` or `outside`.
         atrium: Label the left atrium.
@@ -197,8 +199,8 @@ def _rules(name: str) -> Rules:
 def _check(shape: tuple[int, ...], shift: float, shape_shift: float, style: str) -> None:
     if len(shape) != 2 or min(shape) < SMALLEST:
         raise ConfigError("echo phantom", why=f"shape {shape} is smaller than {(SMALLEST, SMALLEST)} pixels")
-    for name, value in (("shift", shift), ("shape_shift", shape_shift)):
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError("echo phantom", why=f"{name} is {value}", do="choose a number from 0 to 1")
+    for name, value, limit in (("shift", shift, LARGEST_SHIFT), ("shape_shift", shape_shift, 1.0)):
+        if not 0.0 <= value <= limit:
+            raise ConfigError("echo phantom", why=f"{name} is {value}", do=f"choose a number from 0 to {limit:g}")
     if style not in get_args(Style):
         raise ConfigError(f"style '{style}'", why=did_you_mean(style, get_args(Style)))
