@@ -158,7 +158,7 @@ def spread(count: int, most: int) -> Tensor:
     """At most so many numbers below `count`, spread evenly."""
     if count <= most:
         return torch.arange(count)
-    return torch.linspace(0, count - 1, most).round().long().unique()
+    return torch.tensor(sorted(set(torch.linspace(0, count - 1, most).round().long().tolist())))
 
 
 # -- summaries ---------------------------------------------------------------------------------------

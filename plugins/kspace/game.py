@@ -120,7 +120,7 @@ class Game:
         network = self.network
         if isinstance(network, CompactNet):
             fast = folded(network).requires_grad_(requires_grad=False)
-            self.observer.imaging.segmenter = fast.to(memory_format=torch.channels_last)
+            self.observer.imaging.segmenter = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def environment(self, cfg: KspaceConfig, rt: Runtime) -> KSpaceEnv:
         """The environment of PPO."""

@@ -158,7 +158,7 @@ def _volumes(
     sizes: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for (patient, frame), items in sorted(predicted.items()):
         ordered = sorted(items, key=lambda item: item[0].slice)
-        guess, right = (np.stack([item[place] for item in ordered]) for place in (1, 2))
+        guess, right = np.stack([item[1] for item in ordered]), np.stack([item[2] for item in ordered])
         # Rows, columns and slices in mm; slices come first here.
         rows_mm, columns_mm, slices_mm = ordered[0][0].spacing_mm
         spacing = (slices_mm, rows_mm, columns_mm)

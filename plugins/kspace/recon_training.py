@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def fit(rt: Runtime, cfg: KspaceConfig, data: Data) -> None:
     rt.prepare(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
     mean = RunningMean(network, stage.ema) if stage.ema else None
-    kept = network if mean is None else mean.network
+    kept = network if mean is None else cast(ReconUNet, mean.network)
     if mean is None:
         rt.checkpoint.register(recon=network)
     else:

@@ -41,9 +41,9 @@ def write_png(cfg: KspaceConfig, folder: Path) -> int:
     Raises:
         ConfigError: No dataset is named.
     """
-    if cfg.data.root is None:
-        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
     data = cfg.data
+    if data.root is None:
+        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
     dataset = open_scans(
         data.root,
         reader=data.reader,

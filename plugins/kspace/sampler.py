@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,8 @@ def make_weights(cases: Cases) -> Weights:
     Source: seed repository, gen_sampler.py; specification §6.
     """
     bits = label_bits(cases)
-    counts = {int(value): int((bits == value).sum()) for value in bits.unique()}
-    weights = tuple(1.0 / counts[int(value)] for value in bits)
+    counts = Counter(bits.tolist())
+    weights = tuple(1.0 / counts[value] for value in bits.tolist())
     return Weights(digest(cases), tuple(cases.ids), weights)
 
 
@@ -76,7 +77,7 @@ def label_bits(cases: Cases) -> Tensor:
         raise DataError("sampler", why="these cases have no labels", do="sampler.kind=uniform")
     found = []
     for number in range(len(cases)):
-        values = [int(value) for value in cases.labels[number].unique() if int(value) > 0]
+        values = [value for value in set(cases.labels[number].flatten().tolist()) if value > 0]
         found.append(sum(2 ** (value - 1) for value in values))
     return torch.tensor(found, dtype=torch.int64)
 

@@ -175,7 +175,7 @@ def _at(seed: int, name: str, count: int, place: int) -> int:
 
 def _rate(stage: SupervisedConfig, source: torch.Generator) -> float:
     """Share of columns that a slice is seen with."""
-    full, share = torch.rand(2, generator=source, dtype=torch.float64).tolist()
+    full, share = (float(value) for value in torch.rand(2, generator=source, dtype=torch.float64))
     if full < stage.full:
         return 1.0
     low, high = stage.rates

@@ -298,7 +298,7 @@ def _advantages(rt: Runtime, cfg: KspaceConfig, advantages: Tensor, *, only_valu
     if cfg.ppo.normalise == "minibatch":
         return advantages
     sums = torch.stack([advantages.sum(), advantages.square().sum()]).double()
-    mean, power = (rt.reduce(sums) / advantages.numel()).tolist()
+    mean, power = (float(value) for value in rt.reduce(sums) / advantages.numel())
     spread_of = math.sqrt(max(power - mean * mean, 0.0))
     return (advantages - mean) / (spread_of + 1e-8)
 
