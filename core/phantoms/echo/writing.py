@@ -201,6 +201,6 @@ def _check(shape: tuple[int, ...], shift: float, shape_shift: float, style: str)
         raise ConfigError("echo phantom", why=f"shape {shape} is smaller than {(SMALLEST, SMALLEST)} pixels")
     for name, value, limit in (("shift", shift, LARGEST_SHIFT), ("shape_shift", shape_shift, 1.0)):
         if not 0.0 <= value <= limit:
-            raise ConfigError("echo phantom", why=f"{name} is {value}", do=f"choose a number from 0 to {limit:g}")
+            raise ConfigError("echo phantom", why=f"{name} is {value}", do=f"choose from 0 to {limit:g}")
     if style not in get_args(Style):
         raise ConfigError(f"style '{style}'", why=did_you_mean(style, get_args(Style)))
