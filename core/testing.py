@@ -274,7 +274,11 @@ def _callback_findings(kind: str, command: click.Command) -> list[Finding]:
     if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters):
         return []
     taken = {item.name for item in parameters[1:]}
-    own = {item.name for item in command.params if not isinstance(item, ConfigOption) and item.name}
+    own = {
+        item.name
+        for item in command.params
+        if item.expose_value and item.name and not isinstance(item, ConfigOption)
+    }
     return [
         *(
             Finding(
