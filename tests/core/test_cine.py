@@ -1,4 +1,4 @@
-"""Cycles, landmarks and the report of a sequence: acceptance numbers of the specification (§12.8 to §12.11)."""
+"""Cycles, landmarks and the report of a sequence: numbers of the specification (§12.8 to §12.11)."""
 
 from __future__ import annotations
 

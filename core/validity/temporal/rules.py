@@ -11,7 +11,7 @@ A rule file::
       hd_frames_epi: {measure: neighbour_hausdorff, region: epi, max_mm: 7.5}}
 
 Measures are ``area`` (mm²), ``center_column`` and ``center_row`` (mm from the first pixel), ``base_width``
-and ``length`` (mm, of `region` with the wall `other`; see `medrl.core.metrics.landmarks`), which are limited by
+and ``length`` (mm, of `region` with the wall `other`; see `medrl.core.metrics.landmarks`), limited by
 `max_jump`; and ``neighbour_hausdorff``, limited by `max_mm`.
 """
 
