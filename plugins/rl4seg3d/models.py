@@ -182,7 +182,8 @@ class SmallUNet3d(nn.Module):
     """A U-Net that trains in minutes on a CPU, for sequences of any size and length.
 
     Pixels of a frame are folded into channels, so that the first level already has half the resolution; the
-    time axis is never made coarser. The first level sees single frames, the others three. Otherwise as `UNet3d`.
+    time axis is never made coarser. The first level sees single frames, the others three. Otherwise as
+    `UNet3d`.
 
     Args:
         in_channels: Channels of the image.
@@ -215,8 +216,7 @@ class SmallUNet3d(nn.Module):
         folded = self.fold**2
         self.input_block = ConvBlock(in_channels * folded, widths[0], (3, 3, 1))
         self.downsamples = nn.ModuleList(
-            ConvBlock(before, after, (3, 3, 3), (2, 2, 1))
-            for before, after in itertools.pairwise(widths)
+            ConvBlock(before, after, (3, 3, 3), (2, 2, 1)) for before, after in itertools.pairwise(widths)
         )
         self.upsamples = nn.ModuleList(
             UpBlock(below, after, (3, 3, 3), (2, 2, 1))
