@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from .loop import CaseLoop, Clock, PredictOutcome, check_part, limited_threads
 from .outputs import entropy, label_volumes_ml
 from .record import REPORT_NAME, CaseRecord, PredictReport, read_report
-from .running import PredictOutcome, run
+from .running import run
 
 __all__ = [
     "REPORT_NAME",
+    "CaseLoop",
     "CaseRecord",
+    "Clock",
     "PredictOutcome",
     "PredictReport",
+    "check_part",
     "entropy",
     "label_volumes_ml",
+    "limited_threads",
     "read_report",
     "run",
 ]
