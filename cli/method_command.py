@@ -107,7 +107,9 @@ class MethodCommand(click.Command):
             raise ConfigError("METHOD is missing", why=self._known(ctx))
         own_names = {parameter.name for parameter in command.params}
         values = dict(ctx.params)
-        values.pop("method", None)
+        word = values.pop("method", None)
+        if word is not None and word != ctx.meta[METHOD_KEY][0]:
+            raise self._unknown(ctx, str(word))
         call = Call(
             method=ctx.meta[METHOD_KEY][0],
             manager=manager_of(ctx),
@@ -217,6 +219,8 @@ class MethodCommand(click.Command):
                     do=f"rename that option in the plugin '{method}'",
                 )
         ctx.meta[METHOD_KEY] = (method, command)
+        # A method may have other defaults for the options that all methods share.
+        ctx.default_map = {**(ctx.default_map or {}), **command.context_settings.get("default_map", {})}
         ctx.info_name = f"{self.name} {method}"
 
 

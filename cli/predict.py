@@ -12,7 +12,7 @@ import click
 from medrl.cli.completing import complete_runs
 from medrl.cli.console import console, counted
 from medrl.cli.method_command import Call, MethodCommand, existing
-from medrl.cli.options import ANY_PATH, FILE, FOLDER, ListType, PartType, compute_options
+from medrl.cli.options import ANY_PATH, FILE, ListType, PartType, compute_options
 from medrl.cli.progress import case_progress
 from medrl.cli.runfiles import method_of_model, run_config, run_folders
 from medrl.core.errors import EXIT_DATA, EXIT_OK, CheckpointError, ConfigError
@@ -31,10 +31,11 @@ class Predict(MethodCommand):
 
     def work(self, call: Call) -> int:
         """Find the checkpoints, hand the job to the method and tell what came of it."""
-        shared = call.shared
-        existing(shared["input"], option="-i")
+        shared = {**call.shared, **_paths(call.shared)}
         folders = model_folders(shared["model"], shared["folds"] or ())
         for folder in folders:
+            if _is_foreign(folder):
+                continue  # weights of another program: the method says whether it can use them
             found = method_of_model(folder)
             if found != call.method:
                 raise CheckpointError(
@@ -72,6 +73,41 @@ class Predict(MethodCommand):
             )
             outcome = call.start(job)
         return say_outcome(outcome, shared["output"])
+
+
+def _paths(shared: dict[str, Any]) -> dict[str, Path]:
+    """Return input and output, given as options or as the words after METHOD.
+
+    Raises:
+        ConfigError: One is missing, given twice, or does not exist.
+    """
+    words = list(shared["paths"])
+    if len(words) > 2:
+        raise ConfigError(f"'{words[2]}'", why="only IN and OUT are expected after METHOD")
+    found: dict[str, Path] = {}
+    for name, option in (("input", "-i"), ("output", "-o")):
+        given = shared[name]
+        word = words.pop(0) if words and given is None else None
+        path = given if given is not None else word
+        if path is None:
+            raise ConfigError(f"{option} is missing", why=f"the {name}", do="medrl predict METHOD IN OUT")
+        found[name] = path
+    if words:
+        raise ConfigError(f"'{words[0]}'", why="-i and -o already say where", do="leave it out")
+    existing(found["input"], option="-i")
+    if found["output"].is_file() and not found["output"].name.lower().endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"-o {found['output']}", why="this is a file", do="name a folder")
+    return found
+
+
+def _is_foreign(model: Path) -> bool:
+    """Whether a file is no checkpoint of medrl, such as the weights of another program."""
+    if not model.is_file():
+        return False
+    console().loading()
+    from medrl.core.checkpoint import is_checkpoint
+
+    return not is_checkpoint(model)
 
 
 def say_outcome(outcome: Any, output: Path) -> int:
@@ -133,18 +169,16 @@ def _fold(path: Path) -> int:
 def _options() -> list[click.Parameter]:
     option = click.Option
     return [
+        click.Argument(["paths"], nargs=-1, type=ANY_PATH, metavar="[IN OUT]"),
         option(
             ["-i", "--input"],
             type=ANY_PATH,
-            required=True,
             metavar="PATH",
             help="An image, a folder of images or DICOM series, or a dataset.",
         ),
+        option(["-o", "--output"], type=ANY_PATH, metavar="DIR", help="Where the segmentations go."),
         option(
-            ["-o", "--output"], type=FOLDER, required=True, metavar="DIR", help="Where the segmentations go."
-        ),
-        option(
-            ["--model"],
+            ["--model", "--checkpoint"],
             type=ANY_PATH,
             required=True,
             multiple=True,
@@ -188,9 +222,9 @@ predict = Predict(
     kind="predict",
     params=_options(),
     help=(
-        "Segment images with a trained model.\n\nMETHOD may be left out: the checkpoint knows it. A case "
-        "that fails is reported and the others are done; the exit code is 3 then. Results have the "
-        "grid of their input."
+        "Segment images with a trained model.\n\nIN and OUT may be given as -i and -o; METHOD may be left "
+        "out then, because the checkpoint knows it. A case that fails is reported and the others are done; "
+        "the exit code is 3 then. Results have the grid of their input."
     ),
     short_help="Segment images with a trained model.",
 )

@@ -152,6 +152,23 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file ends as a checkpoint of medrl does; one that is cut short does not.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _FOOTER, 0))
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read", why=error.strerror or str(error)
+        ) from error
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """Return the meta of a checkpoint after verifying the digest of the whole file; nothing is unpickled.
 

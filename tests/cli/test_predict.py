@@ -65,3 +65,23 @@ def test_a_run_without_checkpoint_is_exit_code_4(medrl, model):
 def test_a_part_that_does_not_exist_is_refused(medrl, model, part):
     answer = medrl("predict", "-i", "images", "-o", "out", "--model", "m", "--part", part)
     assert (answer.code, "--part" in answer.err) == (2, True)
+
+
+def test_input_and_output_may_follow_the_method_without_flags(medrl, toy, model):
+    answer = medrl("predict", "toy", "images", "out", "--checkpoint", "m")
+    assert (answer.code, seen(toy / "out")["checkpoints"]) == (0, ["m/checkpoints/last.pt"])
+    answer = medrl("predict", "toy", "images", "--model", "m")
+    assert (answer.code, "-o is missing" in answer.err) == (2, True)
+    answer = medrl("predict", "toy", "images", "-i", "images", "-o", "out", "--model", "m")
+    assert (answer.code, "-i and -o already say where" in answer.err) == (2, True)
+
+
+def test_a_path_in_the_place_of_the_method_is_named(medrl, model):
+    answer = medrl("predict", "--model", "m", "images", "out")
+    assert (answer.code, "no method 'images'" in answer.err) == (2, True)
+
+
+def test_weights_of_other_programs_are_left_to_the_method(medrl, toy, model):
+    (toy / "foreign.pt").write_bytes(b"weights of another program")
+    answer = medrl("predict", "toy", "images", "out", "--checkpoint", "foreign.pt")
+    assert (answer.code, seen(toy / "out")["checkpoints"]) == (0, ["foreign.pt"])
