@@ -24,7 +24,7 @@ _THINNEST = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Heart:
-    """The shape of one heart; a beating one would be a function from phase to `Heart`.
+    """The shape of one heart; a beating one is a function from frame to `Heart` (`beating.heart_at`).
 
     Attributes:
         centre: Across and depth of the middle of the left ventricle's ellipse.

@@ -8,7 +8,7 @@ and compressed logarithmically. The magnitude of that noise is Rayleigh speckle.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -24,6 +24,16 @@ _MARGIN = 1.08
 """Half angle of the beams that are drawn, in half angles of the sector."""
 _DEFOCUS = 1.4
 """Widening of the beam at full depth, in widths at its focus."""
+
+
+class Normals(Protocol):
+    """What painting draws from: a `numpy.random.Generator`, or one that stays coherent between frames."""
+
+    def normal(self, loc: Any = ..., scale: Any = ..., size: Any = ...) -> Any:
+        """Draw normal numbers."""
+
+    def standard_normal(self, size: Any = ..., dtype: Any = ...) -> Any:
+        """Draw standard normal numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ def _outside(rng: np.random.Generator, look: Look, anatomy: Anatomy, shift: floa
     )
 
 
-def paint(rng: np.random.Generator, anatomy: Anatomy, look: Look) -> Array:
+def paint(rng: Normals, anatomy: Anatomy, look: Look) -> Array:
     """Paint an image ``(X, Y)`` in [0, 1]; black outside the sector."""
     shape = (anatomy.label.shape[0], anatomy.label.shape[1])
     across, depth, scale = grid(shape)
@@ -175,7 +185,7 @@ def paint(rng: np.random.Generator, anatomy: Anatomy, look: Look) -> Array:
     return value
 
 
-def _levels(rng: np.random.Generator, anatomy: Anatomy, look: Look, scale: float) -> Array:
+def _levels(rng: Normals, anatomy: Anatomy, look: Look, scale: float) -> Array:
     """Echo level of every pixel in decibels, without anything that depends on the beam's path."""
     shape = anatomy.label.shape
     soft = 0.7 / scale
@@ -236,7 +246,7 @@ def _stairs(levels: tuple[float, ...], place: Array) -> Array:
     return value
 
 
-def _speckle(rng: np.random.Generator, amplitude: Array, look: Look, distance: Array) -> Array:
+def _speckle(rng: Normals, amplitude: Array, look: Look, distance: Array) -> Array:
     """Complex echoes ``(2, R, B)`` of random scatterers of this amplitude ``(R, B)``, smeared by the beam."""
     rows, columns = amplitude.shape
     along = look.spread[0] * rows
@@ -258,7 +268,7 @@ def _amplitude(level: Array) -> Array:
     return value
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, ...]) -> Array:
+def _texture(rng: Normals, shape: tuple[int, ...], sigma: tuple[float, ...]) -> Array:
     """Smooth Gaussian noise of mean 0 and deviation 1; `sigma` in pixels."""
     noise = rng.standard_normal(shape, dtype=np.float32).astype(np.float64)
     field = ndimage.gaussian_filter(noise, sigma, truncate=2.5, mode="wrap")

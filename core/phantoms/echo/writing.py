@@ -25,7 +25,7 @@ LARGEST_SHIFT = 1.25
 """Beyond it every beam would have a shadow."""
 
 _VERSION = 1
-_DEPTH_MM = 154.0
+DEPTH_MM = 154.0
 _TRIES = 100
 
 
@@ -73,7 +73,7 @@ def make_case(
     Raises:
         ConfigError: An argument is out of its range.
     """
-    _check(shape, shift, shape_shift, style)
+    check_settings(shape, shift, shape_shift, style)
     domain = json.dumps([shift, shape_shift, style if shift else ""])
     entropy = [seed, int(test), index, _VERSION, zlib.crc32(domain.encode())]
     shape_rng, look_rng = (
@@ -81,7 +81,7 @@ def make_case(
     )
     anatomy, label = _valid_anatomy(shape_rng, shape, shape_shift, atrium=atrium)
     image = paint(look_rng, anatomy, draw_look(look_rng, anatomy, shift=shift, style=style))
-    size = _DEPTH_MM / max(shape)
+    size = DEPTH_MM / max(shape)
     return Phantom(
         image=np.rint(image * 255.0).astype(np.uint8),
         label=label,
@@ -122,7 +122,7 @@ def write_echo(
         DataError: If `root` holds something else, or cannot be written.
     """
     shape = (int(shape[0]), int(shape[1])) if len(shape) == 2 else shape
-    _check(shape, shift, shape_shift, style)
+    check_settings(shape, shift, shape_shift, style)
     if cases < 1 or test_cases < 0 or seed < 0:
         raise ConfigError(
             "echo phantom",
@@ -196,7 +196,12 @@ def _rules(name: str) -> Rules:
     return load_rules(name)
 
 
-def _check(shape: tuple[int, ...], shift: float, shape_shift: float, style: str) -> None:
+def check_settings(shape: tuple[int, ...], shift: float, shape_shift: float, style: str) -> None:
+    """Refuse settings of a domain that make no image.
+
+    Raises:
+        ConfigError: One is out of its range.
+    """
     if len(shape) != 2 or min(shape) < SMALLEST:
         raise ConfigError("echo phantom", why=f"shape {shape} is smaller than {(SMALLEST, SMALLEST)} pixels")
     for name, value, limit in (("shift", shift, LARGEST_SHIFT), ("shape_shift", shape_shift, 1.0)):
