@@ -1,25 +1,27 @@
 """Does a policy that looks beat fixed masks, and where?
 
-Trains reward models, policies and their blind twins over several seeds and folds of patients, on synthetic
-hearts, on synthetic hearts whose k-space centre is displaced, and on real slices; measures them beside
-every baseline and both oracles. One unit is one reward model with all that is trained on it; finished runs
-are kept, so that the script goes on where it stopped and two can share the work::
+Trains reward models, policies and their blind twins on synthetic hearts, on synthetic hearts whose k-space
+centre is displaced, and on real slices; measures them beside every baseline and both oracles. The work is
+cut into jobs of seconds to a minute; what is finished is kept, and the most important jobs come first, so
+that the page can be written at any time::
 
-    python benchmarks/kspace_evidence.py prepare --work WORK
-    python benchmarks/kspace_evidence.py run     --work WORK --acdc ../shared/data/acdc_h5 --part 1/2 &
-    python benchmarks/kspace_evidence.py run     --work WORK --acdc ../shared/data/acdc_h5 --part 2/2
-    python benchmarks/kspace_evidence.py page    --work WORK --page docs/results/kspace.md
+    python benchmarks/kspace_evidence.py list  --work WORK
+    python benchmarks/kspace_evidence.py run   --work WORK --acdc FOLDER --brain FILE.cfl
+    python benchmarks/kspace_evidence.py page  --work WORK --page docs/results/kspace.md
 
-Patients are parted into folds. Those of a fold are tested on; of the others one half trains the reward model,
-the other half the policy and the fixed masks, so that nobody sees the errors of a network on its own training
-patients. `tune` has seeds and phantoms of its own, on which settings were chosen; `report` gives the results.
+A unit is one reward model with all that is trained on it. Patients are parted into five folds. Those of a
+fold are tested on; of the others one half trains the reward model, the other half the policy and the fixed
+masks, so that nobody sees the errors of a network on its own training patients. Fold and seed go together:
+fold k has seed k in round 0, seed k + 1 in round 1 and so on, so that one round tests every patient once with
+five seeds of everything. `tune` has patients and seeds of its own, on which settings were chosen; `report`
+gives the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,30 +31,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from kspace_page import SETTINGS, Facts, page
 
+from medrl.core.checkpoint import find_checkpoint
 from medrl.core.jobs import build_train_job
 from medrl.core.manager import PluginManager
 from medrl.core.phantoms.cardiac import write_cardiac
-from medrl.core.stats import bootstrap_ci
 from medrl.plugins.kspace import domain, evaluate, parts, running
-from medrl.plugins.kspace.data import load_set, open_scans
+from medrl.plugins.kspace.agent import Sighted
+from medrl.plugins.kspace.cases import Cases
+from medrl.plugins.kspace.config import KspaceConfig
+from medrl.plugins.kspace.data import SliceSet, load_set, open_scans
 from medrl.plugins.kspace.data.plan import make_plan
 from medrl.plugins.kspace.domain import Data, cases_of, info_of
 from medrl.plugins.kspace.evaluate import by_patient
+from medrl.plugins.kspace.imaging import Imaging
+from medrl.plugins.kspace.observer import CaseObserver
 from medrl.plugins.kspace.policies import AgentLines, LinePolicy
+from medrl.plugins.kspace.quality import nmse, psnr, ssim
 from medrl.plugins.kspace.restoring import Restored, open_run
-from medrl.plugins.kspace.study import Seen
+from medrl.plugins.kspace.rewards import Quality
 from medrl.plugins.kspace.warmstart import StateCollector, imitation_score
 
-FOLDS = 3
-SEEDS = {"tune": (101, 102), "report": (0, 1, 2, 3, 4)}
-SETTINGS = ("standard", "shifted", "real")
-SHIFT = 4.0
-"""Columns of 64 up to which the k-space centre of `shifted` is displaced; twice as many of 128."""
-LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Weights of the segmentation; that of the reconstruction is what is left of 1."""
-MAIN = 0.5
-METRICS = {"dice": "slices", "ssim": "slices", "volume_dice": "volumes"}
+FOLDS = 5
+SEEDS = {"tune": (101, 102, 103, 104, 105), "report": (0, 1, 2, 3, 4)}
+SHIFT = 4.0 / 64.0
+"""Share of the columns up to which the k-space centre of `shifted` is displaced to either side."""
+BASELINES = ("random", "equispaced", "variable-density", "low-to-high")
 
 
 @dataclass(frozen=True)
@@ -60,44 +65,68 @@ class Scale:
     """Size of the experiment.
 
     Attributes:
-        size: Rows and columns of k-space.
+        shape: Rows and columns of k-space.
+        reach: Columns to either side of the centre that policies, fixed masks and the oracle choose from.
         initial: Middle columns that are there first.
         totals: Columns in all, at which policies are measured.
+        exchange: Largest total at which the fixed mask is improved by exchanging lines.
         patients: Synthetic patients of a group.
-        reward_steps: Optimiser steps of a reward model.
-        values: Config of the policies.
+        slices: Of a frame.
+        fit_cases: Training cases that fixed masks are fitted on.
         oracle_cases: Test cases of a fold on which the one-step oracle is measured.
+        ppo: Updates after the warm start.
+        values: Config of all runs.
     """
 
-    size: int = 128
-    initial: int = 4
-    totals: tuple[int, ...] = (6, 8, 10, 12, 16, 24, 32)
+    shape: tuple[int, int] = (48, 64)
+    reach: int = 18
+    initial: int = 2
+    totals: tuple[int, ...] = (3, 4, 5, 6, 8, 12, 16)
+    exchange: int = 6
     patients: int = 60
-    slices: int = 4
-    reward_steps: int = 1500
-    values: dict[str, Any] = field(default_factory=dict)
-    oracle_cases: int = 64
+    slices: int = 3
+    fit_cases: int = 48
+    oracle_cases: int = 40
+    ppo: int = 10
+    values: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "model": {"name": "kspace.compact"},
+            "agent": {"name": "kspace.columns"},
+            "seg": {"steps": 600, "ema": 0.99, "lr": 4e-3, "rates": [0.04, 0.45]},
+            "warm": {"states": 1024},
+            "ppo": {"envs": 64},
+            "train": {"batch_size": 16, "checkpoint_every": 1000},
+            "validation": {"cases": 24},
+        }
+    )
+
+    @property
+    def budgets(self) -> list[int]:
+        """Columns that are chosen."""
+        return [total - self.initial for total in self.totals]
 
 
 SCALES = {
     "full": Scale(),
-    "half": Scale(size=64, totals=(6, 8, 12, 16), reward_steps=800),
     "tiny": Scale(
-        size=16,
-        initial=2,
+        shape=(16, 16),
+        reach=6,
         totals=(4, 5),
-        patients=6,
+        exchange=4,
+        patients=10,
         slices=2,
-        reward_steps=2,
+        fit_cases=4,
+        oracle_cases=2,
+        ppo=1,
         values={
             "model": {"name": "kspace.compact", "widths": [4, 6]},
             "agent": {"name": "kspace.columns", "width": 8},
+            "seg": {"steps": 2},
             "warm": {"states": 8, "chunk": 4, "epochs": 1, "batch": 8},
-            "ppo": {"updates": 1, "envs": 4, "group": 2, "minibatch": 8, "epochs": 1},
+            "ppo": {"envs": 4, "group": 2, "minibatch": 8, "epochs": 1},
             "train": {"batch_size": 4},
             "validation": {"cases": 2},
         },
-        oracle_cases=2,
     ),
 }
 
@@ -108,69 +137,113 @@ class Unit:
 
     setting: str
     fold: int
-    seed: int
+    round: int = 0
     group: str = "report"
 
+    @property
+    def seed(self) -> int:
+        """Of everything random in it."""
+        return SEEDS[self.group][(self.fold + self.round) % FOLDS]
+
     def folder(self, work: Path) -> Path:
-        """Where its runs lie."""
+        """Where its runs and results lie."""
         return work / self.group / self.setting / f"fold{self.fold}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One policy of a unit: a name and what differs from the common config."""
+class Work:
+    """Where everything lies, and how large it is."""
+
+    folder: Path
+    acdc: Path | None
+    brain: Path | None
+    scale: Scale
+    manager: PluginManager
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        name: ``reward``, a policy, ``rivals:λ``, ``oracle:λ``, ``headroom``; or ``brain`` without a unit.
+        seconds: About how long it takes, in CPU-seconds.
+        folds: In how many folds of a round it is done.
+        settings: In which settings.
+        needs: Jobs before it.
+    """
 
     name: str
-    values: dict[str, Any]
-
-
-def variants(budgets: Sequence[int]) -> list[Variant]:
-    """All policies: every λ with warm start and PPO, controls and other rewards at the main one."""
-    main = weights(MAIN)
-    found = [Variant(f"lambda{value:g}", {"reward": weights(value)}) for value in LAMBDAS]
-    found += [
-        Variant("imitation", {"reward": main, "ppo": {"updates": 0}}),
-        Variant("blind", {"reward": main, "blind": True}),
-        Variant("dice_blind", {"reward": weights(1.0), "blind": True}),
-        Variant("scratch", {"reward": main, "warm": {"kind": "none"}}),
-        Variant("flat", {"reward": main, "warm": {"entropy": 0.3}}),
-        Variant("terminal", {"reward": {**main, "mode": "terminal"}, "warm": {"kind": "none"}}),
-        Variant("ce", {"reward": {**main, "seg_quality": "ce"}}),
-    ]
-    del budgets
-    return found
+    seconds: float
+    folds: int = FOLDS
+    settings: tuple[str, ...] = SETTINGS
+    needs: tuple[str, ...] = ()
 
 
 def weights(segmentation: float) -> dict[str, float]:
-    """Weights of the reward."""
+    """Weights of the reward: that of the reconstruction is what the segmentation leaves of 1."""
     return {"rec": 1.0 - segmentation, "seg": segmentation}
+
+
+WARM = {"ppo": {"updates": 0}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "policy 1": {"reward": weights(1.0), **WARM},
+    "blind 1": {"reward": weights(1.0), "blind": True, **WARM},
+    "ppo 1": {"reward": weights(1.0), "warm": {"kind": "none"}},
+    "policy 0.5": {"reward": weights(0.5), **WARM},
+    "blind 0.5": {"reward": weights(0.5), "blind": True, **WARM},
+    "policy 0": {"reward": weights(0.0), **WARM},
+    "policy 0.25": {"reward": weights(0.25), **WARM},
+    "policy 0.75": {"reward": weights(0.75), **WARM},
+    "flat 1": {"reward": weights(1.0), "warm": {"entropy": 0.3}},
+    "ce 1": {"reward": {**weights(1.0), "seg_quality": "ce"}, **WARM},
+    "terminal 1": {"reward": {**weights(1.0), "mode": "terminal"}, "warm": {"kind": "none"}},
+}
+"""What differs from the common config. The number is λ, the weight of the segmentation."""
+STARTS = {"ppo 1": "policy 1", "terminal 1": "policy 1"}
+"""Policies that PPO goes on from."""
+JOBS = (
+    Job("reward", 30),
+    Job("policy 1", 25, needs=("reward",)),
+    Job("blind 1", 22, needs=("reward",)),
+    Job("rivals:1", 30, needs=("reward",)),
+    Job("oracle:1", 12, needs=("reward",)),
+    Job("headroom", 5, needs=("policy 1", "blind 1")),
+    Job("brain", 40, folds=0),
+    Job("policy 0.5", 28, folds=2, needs=("reward",)),
+    Job("blind 0.5", 25, folds=2, needs=("reward",)),
+    Job("rivals:0.5", 30, folds=2, needs=("reward",)),
+    Job("oracle:0.5", 14, folds=2, needs=("reward",)),
+    Job("ppo 1", 22, needs=("policy 1",)),
+    Job("policy 0", 20, folds=2, needs=("reward",)),
+    Job("policy 0.25", 28, folds=2, needs=("reward",)),
+    Job("policy 0.75", 28, folds=2, needs=("reward",)),
+    Job("flat 1", 45, folds=2, settings=("real",), needs=("reward",)),
+    Job("ce 1", 25, folds=2, settings=("real",), needs=("reward",)),
+    Job("terminal 1", 22, folds=2, settings=("real",), needs=("policy 1",)),
+)
 
 
 # --- data --------------------------------------------------------------------------------------------------
 
 
-def prepare(work: Path, scale: Scale) -> None:
-    """Write the synthetic patients of both groups."""
-    for group, first in (("tune", 70), ("report", 7)):
-        for setting, shift in (("standard", 0.0), ("shifted", SHIFT * scale.size / 64)):
-            write_cardiac(
-                work / "data" / f"{group}_{setting}",
-                cases=scale.patients,
-                test_cases=0,
-                seed=first + (setting == "shifted"),
-                shape=(scale.size, scale.size),
-                slices=scale.slices,
-                shift_k=shift,
-            )
-
-
-def root_of(unit: Unit, work: Path, acdc: Path | None) -> Path:
-    """The dataset of a unit."""
-    if unit.setting != "real":
-        return work / "data" / f"{unit.group}_{unit.setting}"
-    if acdc is None:
-        raise SystemExit("real slices need --acdc FOLDER")
-    return acdc
+def root_of(unit: Unit, work: Work) -> Path:
+    """The dataset of a unit; synthetic patients are written where they are not there yet."""
+    if unit.setting == "real":
+        if work.acdc is None:
+            raise SystemExit("real slices need --acdc FOLDER")
+        return work.acdc
+    shifted = unit.setting == "shifted"
+    columns = max(work.scale.shape)
+    return write_cardiac(
+        work.folder / "data" / f"{unit.group}_{unit.setting}",
+        cases=work.scale.patients,
+        test_cases=0,
+        seed={"tune": 70, "report": 7}[unit.group] + shifted,
+        shape=(columns, columns),
+        slices=work.scale.slices,
+        shift_k=SHIFT * columns if shifted else 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -182,45 +255,50 @@ class Division:
     test: tuple[str, ...]
 
     def without(self, *duties: str) -> list[str]:
-        """Cases that a run with the other duties leaves out."""
+        """Cases that a run with another duty leaves out."""
         return [case for duty in duties for case in getattr(self, duty)]
 
 
 def divide(root: Path, unit: Unit) -> Division:
-    """Deal the patients: every FOLDS-th is tested on, the others train reward model and policy in turn."""
+    """Deal the patients: every fifth is tested on, the others train reward model and policy in turn."""
     cases = open_scans(root).scans
     patients = sorted({case.patient or case.id for case in cases})
-    order = np.random.default_rng(5).permutation(len(patients)).tolist()
+    order = np.random.default_rng(5 if unit.group == "report" else 6).permutation(len(patients)).tolist()
     duty: dict[str, str] = {}
+    others = 0
     for place, number in enumerate(order):
-        other = "reward" if (place // FOLDS + place) % 2 else "policy"
-        duty[patients[number]] = "test" if place % FOLDS == unit.fold else other
+        if place % FOLDS == unit.fold:
+            duty[patients[number]] = "test"
+        else:
+            duty[patients[number]] = "policy" if others % 2 else "reward"
+            others += 1
     dealt: dict[str, list[str]] = {"reward": [], "policy": [], "test": []}
     for case in cases:
         dealt[duty[case.patient or case.id]].append(case.id)
     return Division(*(tuple(dealt[name]) for name in ("reward", "policy", "test")))
 
 
-# --- runs --------------------------------------------------------------------------------------------------
+# --- jobs --------------------------------------------------------------------------------------------------
 
 
 def common(unit: Unit, root: Path, scale: Scale) -> dict[str, Any]:
     """The config that all runs of a unit share."""
-    budgets = [total - scale.initial for total in scale.totals]
-    sample: dict[str, Any] = {"shape": [scale.size, scale.size], "noise_std": 0.0}
+    middle, budgets = scale.shape[1] // 2, scale.budgets
+    sample: dict[str, Any] = {"shape": list(scale.shape)}
     if unit.setting == "real":
-        # Files are stored at 256² or so: the middle, at half of the resolution where 128 columns are wanted.
-        sample["norm"] = "volume_p99"
-        sample["downsample"] = max(1, 256 // scale.size)
+        # The middle of the files at half of their resolution; volumes keep the ratio of their slices.
+        sample |= {"norm": "volume_p99", "downsample": 2}
     base: dict[str, Any] = {
-        "data": {"root": str(root), "folds": 4 if unit.setting == "real" else 5},
+        # Four or five patients are left to each duty on real slices: one of them watches over training.
+        "data": {"root": str(root), "folds": 4},
         "sample": sample,
-        "acquisition": {"init_center": scale.initial, "sensitivity_lines": 0},
-        "budget": {"train": [budgets[0], budgets[-1]], "eval": budgets},
-        "model": {"name": "kspace.compact"},
-        "agent": {"name": "kspace.columns"},
-        "seg": {"steps": scale.reward_steps, "ema": 0.99, "lr": 4e-3},
-        "train": {"seed": unit.seed, "threads": 1, "device": "cpu", "batch_size": 16},
+        "acquisition": {
+            "init_center": scale.initial,
+            "sampled_indices": [middle - scale.reach, middle + scale.reach],
+        },
+        "budget": {"train": [1, budgets[-1]], "eval": sorted({budgets[len(budgets) // 4], budgets[-3 // 2]})},
+        "ppo": {"updates": scale.ppo},
+        "train": {"seed": unit.seed, "threads": 1, "device": "cpu"},
     }
     return merged(base, scale.values)
 
@@ -235,90 +313,100 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def fit(manager: PluginManager, values: dict[str, Any], folder: Path) -> None:
-    """Train one run, or finish it."""
-    done = folder / "finished"
-    if not done.exists():
-        running.run(build_train_job(manager, "kspace", values, folder))
-        done.write_text("")
-
-
-def work_on(unit: Unit, work: Path, acdc: Path | None, scale: Scale, only: Sequence[str]) -> None:
-    """Train and measure one unit; what is finished is kept."""
-    manager = PluginManager.create(third_party=False)
-    root, folder = root_of(unit, work, acdc), unit.folder(work)
+def train(unit: Unit, name: str, work: Work) -> None:
+    """Train the reward model of a unit, or one of its policies; a run that was cut off goes on."""
+    root, folder = root_of(unit, work), unit.folder(work.folder)
     division = divide(root, unit)
-    base = common(unit, root, scale)
-    started = time.process_time()
-    reward = {"stage": "reward", "data": {"exclude": division.without("test", "policy")}}
-    fit(manager, merged(base, reward), folder / "reward")
-    chosen = [item for item in variants(base["budget"]["eval"]) if not only or item.name in only]
-    for variant in chosen:
-        mine = {
+    if name == "reward":
+        own = {"stage": "reward", "data": {"exclude": division.without("test", "policy")}}
+    else:
+        own = {
             "data": {"exclude": division.without("test", "reward")},
-            "inputs": {"reward": str(folder / "reward")},
+            "inputs": {"reward": str(run_of(folder, "reward"))},
         }
-        fit(manager, merged(base, mine, variant.values), folder / variant.name)
-    names = [item.name for item in chosen]
-    result = folder / "result.json"
-    known = json.loads(result.read_text()) if result.exists() else {}
-    if set(names) - set(known.get("measured", {})):
-        found = measure(manager, folder, names, division, base, scale)
-        found["cpu_seconds"] = time.process_time() - started
-        result.write_text(json.dumps(evaluate.plain(found)))
+    values = merged(common(unit, root, work.scale), own, VARIANTS.get(name, {}))
+    job = build_train_job(work.manager, "kspace", values, run_of(folder, name))
+    if name in STARTS:
+        start = find_checkpoint(run_of(folder, STARTS[name]), "best")
+        job = dataclasses.replace(job, init_from=start)
+    running.run(job)
 
 
-def measure(
-    manager: PluginManager,
-    folder: Path,
-    names: Sequence[str],
-    division: Division,
-    base: Mapping[str, Any],
-    scale: Scale,
-) -> dict[str, Any]:
-    """Measure the policies of a unit and all rivals on its test patients, by patient."""
-    device = torch.device("cpu")
-    runs = {name: open_run(folder / name, manager, device) for name in names}
-    first = next(iter(runs.values()))
-    data = Data(domain.load(first.cfg).parts)
-    dataset = open_scans(base["data"]["root"])
-    test = [case for case in dataset.scans if case.id in division.test]
-    slices = load_set(dataset, test, make_plan(first.cfg.sample, dataset.labels))
-    cases, info = cases_of(slices, first.cfg), info_of(slices, first.cfg)
-    observer = first.observer(cases)
-    training = first.observer(data.cases("train", first.cfg, device))
-    budgets = base["budget"]["eval"]
-    policies: dict[str, LinePolicy] = {
-        name: Seen(run, AgentLines(run.policy())) for name, run in runs.items()
-    }
-    plain = [name for name in evaluate.BASELINES if name != "fixed"]
-    policies |= evaluate.rivals(plain, training, parts.quality(first.cfg), max(budgets))
-    for value in (MAIN, 1.0):
-        quality = parts.quality(first.cfg.model_copy(update={"reward": reward_of(first, value)}))
-        fixed = evaluate.rivals(["fixed", "fixed-exchanged"], training, quality, max(budgets))
-        policies |= {f"{name} {value:g}": policy for name, policy in fixed.items()}
-    curves = evaluate.run(observer, data, info, policies, budgets)
-    few = evaluate.spread(len(cases), scale.oracle_cases).tolist()
-    some, some_info = first.observer(cases.select(few)), [info[number] for number in few]
-    oracles = {}
-    for value in (MAIN, 1.0):
-        quality = parts.quality(first.cfg.model_copy(update={"reward": reward_of(first, value)}))
-        made = evaluate.rivals(["greedy-oracle"], training, quality, max(budgets))
-        oracles[f"greedy-oracle {value:g}"] = made["greedy-oracle"]
-    top = evaluate.run(some, data, some_info, oracles, budgets)
-    measured = {name: rows_of(by) for name, by in curves.measured.items()}
-    measured |= {name: rows_of(by) for name, by in top.measured.items() if name != evaluate.FULL}
-    return {
-        "initial": scale.initial,
-        "measured": measured,
-        "caveats": list(slices.caveats),
-        "headroom": headroom(runs, cases, budgets),
-    }
+def run_of(folder: Path, name: str) -> Path:
+    """Run folder of a policy."""
+    return folder / "runs" / name.replace(" ", "_")
 
 
-def reward_of(run: Restored, segmentation: float) -> Any:
-    """The reward of a run with other weights."""
-    return run.cfg.reward.model_copy(update={**weights(segmentation), "mode": "delta"})
+@dataclass(frozen=True)
+class Scene:
+    """What the policies of a unit are measured on.
+
+    Attributes:
+        first: The reward model.
+        data: Names of labels, and the training cases of the policies.
+        cases: Test cases; lines within reach may be chosen.
+        slices: The same as slices.
+    """
+
+    first: Restored
+    data: Data
+    cases: Cases
+    slices: SliceSet
+
+    @classmethod
+    def of(cls, unit: Unit, work: Work) -> Scene:
+        """Open a unit whose reward model is trained."""
+        root = root_of(unit, work)
+        division = divide(root, unit)
+        first = open_run(run_of(unit.folder(work.folder), "reward"), work.manager, torch.device("cpu"))
+        values = merged(
+            first.cfg.model_dump(mode="json"), {"data": {"exclude": division.without("test", "reward")}}
+        )
+        dataset = open_scans(root)
+        test = [case for case in dataset.scans if case.id in division.test]
+        slices = load_set(dataset, test, make_plan(first.cfg.sample, dataset.labels))
+        data = Data(domain.load(KspaceConfig.model_validate(values)).parts)
+        return cls(first, data, cases_of(slices, first.cfg), slices)
+
+    def quality(self, value: float) -> Quality:
+        """What masks are fitted for, at a λ."""
+        reward = self.first.cfg.reward.model_copy(update=weights(value))
+        return parts.quality(self.first.cfg.model_copy(update={"reward": reward}))
+
+    def training(self) -> CaseObserver:
+        """The training cases of the policies."""
+        return self.first.observer(self.data.cases("train", self.first.cfg, torch.device("cpu")))
+
+    def measure(
+        self,
+        policies: Mapping[str, LinePolicy],
+        budgets: Sequence[int],
+        *,
+        few: int = 0,
+        seed: int = 0,
+        anywhere: bool = False,
+    ) -> dict[str, Any]:
+        """Values by policy, budget, metric and patient.
+
+        Args:
+            policies: What to measure.
+            budgets: At which numbers of lines.
+            few: At most so many cases, spread evenly; 0 is all.
+            seed: Of random lines.
+            anywhere: Let them choose lines out of reach too.
+        """  # fmt: skip
+        cfg = self.first.cfg
+        if anywhere:
+            free = cfg.acquisition.model_copy(update={"sampled_indices": None})
+            cfg = cfg.model_copy(update={"acquisition": free})
+        cases, info = cases_of(self.slices, cfg), info_of(self.slices, cfg)
+        if few:
+            kept = evaluate.spread(len(cases), few).tolist()
+            cases, info = cases.select(kept), [info[number] for number in kept]
+        curves = evaluate.run(self.first.observer(cases), self.data, info, policies, budgets, seed=seed)
+        if not anywhere:
+            del curves.measured[evaluate.FULL]
+        return {name: rows_of(by) for name, by in curves.measured.items()}
 
 
 def rows_of(by_budget: Mapping[int, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -333,143 +421,237 @@ def rows_of(by_budget: Mapping[int, Any]) -> dict[str, dict[str, dict[str, float
     }
 
 
-def headroom(runs: Mapping[str, Restored], cases: Any, budgets: Sequence[int]) -> dict[str, float]:
+def do(name: str, unit: Unit, work: Work) -> dict[str, Any]:
+    """Do a job of a unit and return its result."""
+    if name == "reward" or name in VARIANTS:
+        train(unit, name, work)
+    scene, budgets = Scene.of(unit, work), work.scale.budgets
+    if name == "reward":
+        return {"measured": scene.measure({}, [], anywhere=True), "caveats": list(scene.slices.caveats)}
+    if name in VARIANTS:
+        run = opened(unit, name, work)
+        policy = SeenWith(run, AgentLines(run.policy()))
+        return {"measured": scene.measure({name: policy}, budgets)}
+    if name == "headroom":
+        return headroom(opened(unit, "policy 1", work), opened(unit, "blind 1", work), scene, budgets)
+    kind, _, value = name.partition(":")
+    quality = scene.quality(float(value))
+    if kind == "oracle":
+        made = evaluate.rivals(["greedy-oracle"], scene.training(), quality, max(budgets))
+        policies = {f"greedy-oracle {value}": made["greedy-oracle"]}
+        return {"measured": scene.measure(policies, budgets, few=work.scale.oracle_cases)}
+    made = evaluate.rivals(
+        ["fixed", "fixed-exchanged"], scene.training(), quality, max(budgets), fit_cases=work.scale.fit_cases
+    )
+    measured = scene.measure({f"fixed {value}": made["fixed"]}, budgets)
+    small = [budget for budget in budgets if budget <= work.scale.exchange - work.scale.initial]
+    measured |= scene.measure({f"fixed-exchanged {value}": made["fixed-exchanged"]}, small)
+    if value == "1":
+        plain = evaluate.rivals(BASELINES, scene.training(), quality, max(budgets))
+        measured |= scene.measure(plain, budgets, seed=unit.seed, anywhere=True)
+    return {"measured": measured}
+
+
+def opened(unit: Unit, name: str, work: Work) -> Restored:
+    """A trained policy of a unit."""
+    return open_run(run_of(unit.folder(work.folder), name), work.manager, torch.device("cpu"))
+
+
+class SeenWith:
+    """A policy that sees with its own run; its reward model is that of the unit.
+
+    Args:
+        run: The run.
+        policy: Its policy.
+    """
+
+    def __init__(self, run: Restored, policy: LinePolicy) -> None:
+        self.run, self.policy = run, policy
+
+    def order(
+        self, observer: CaseObserver, case: torch.Tensor, budget: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """See `medrl.plugins.kspace.policies.LinePolicy`."""
+        return self.policy.order(self.run.observer(observer.cases), case, budget, generator)
+
+
+def headroom(run: Restored, blind: Restored, scene: Scene, budgets: Sequence[int]) -> dict[str, Any]:
     """What part of the one-step gain beyond the blind twin a policy finds without labels, on test cases.
 
     All are asked in the same states, on the way of the sighted policy.
     """
-    if not {f"lambda{MAIN:g}", "blind"} <= set(runs):
-        return {}
-    sighted, blind = runs[f"lambda{MAIN:g}"], runs["blind"]
-    from medrl.plugins.kspace.agent import Sighted
-
-    eyes, dark = (Sighted(run.policy(), run.observer(cases)) for run in (sighted, blind))
+    eyes, dark = (Sighted(one.policy(), one.observer(scene.cases)) for one in (run, blind))
     collector = StateCollector(
-        eyes.observer, parts.quality(sighted.cfg), batch=32, budgets=tuple(budgets), seed=3, keep=()
+        eyes.observer, scene.quality(1.0), batch=32, budgets=tuple(budgets), seed=3, keep=()
     )
-    parts_of = [collector.collect(eyes, oracle=0.0) for _ in range(8)]
-    scores = [[imitation_score(policy, states) for states in parts_of] for policy in (eyes, dark)]
+    states = [collector.collect(eyes, oracle=0.0) for _ in range(8)]
+    scores = [[imitation_score(policy, part) for part in states] for policy in (eyes, dark)]
     own, other = (float(np.mean([score["gain"] for score in row])) for row in scores)
     best = float(np.mean([score["best"] for score in scores[0]]))
-    room = best - other
-    return {
-        "policy": own,
-        "blind": other,
-        "best": best,
-        "found": (own - other) / room if room else math.nan,
-    }
+    return {"policy": own, "blind": other, "best": best}
+
+
+def brain(work: Work) -> dict[str, Any]:
+    """Reconstruction of one measured slice with eight coils: masks, and the oracle that knows the image.
+
+    One slice trains no policy; the fixed masks are those that need no training.
+    """
+    if work.brain is None:
+        raise SystemExit("measured k-space needs --brain FILE.cfl")
+    dataset = open_scans(work.brain)
+    found: dict[str, Any] = {}
+    initial, totals = 12, [16, 20, 24, 32, 44]
+    for kind, lines in (("zf", 0), ("sense", initial)):
+        cfg = KspaceConfig.model_validate(
+            {
+                "method": "kspace",
+                "sample": {"shape": [0, 0]},
+                "acquisition": {"init_center": initial, "sensitivity_lines": lines, "recon": kind},
+            }
+        )
+        slices = load_set(dataset, dataset.scans, make_plan(cfg.sample, dataset.labels), labels=False)
+        cases = cases_of(slices, cfg)
+        seen = Imaging(reconstruction="sense" if kind == "sense" else "zf")
+        observer = CaseObserver(cases, seen)
+        quality = Quality(image_weight=1.0, label_weight=0.0)
+        everyone = torch.arange(len(cases))
+        made = evaluate.rivals([*BASELINES, "greedy-oracle"], observer, quality, totals[-1] - initial)
+        rows: dict[str, dict[str, list[float]]] = {}
+        for name, policy in made.items():
+            # The oracle reconstructs once for each line that it weighs: short acquisitions alone.
+            longest = 24 if name == "greedy-oracle" else totals[-1]
+            if name == "greedy-oracle" and kind == "sense":
+                continue
+            drawn = 10 if name in ("random", "variable-density") else 1
+            for total in (count for count in totals if count <= longest):
+                scores = []
+                for draw in range(drawn):
+                    generator = torch.Generator().manual_seed(1000 * draw + total)
+                    order = policy.order(observer, everyone, total - initial, generator)
+                    mask = cases.initial.clone().scatter_(1, order, value=True)
+                    scores.append(image_scores(observer, mask))
+                rows.setdefault(name, {})[str(total)] = np.mean(scores, axis=0).tolist()
+        columns = cases.possible | cases.initial
+        rows["all lines"] = {str(total): image_scores(observer, columns) for total in totals}
+        found[kind] = rows
+        found["columns"] = int(columns.sum())
+    return found
+
+
+def image_scores(observer: CaseObserver, mask: torch.Tensor) -> list[float]:
+    """Mean SSIM, PSNR and NMSE of the magnitude."""
+    everyone = torch.arange(len(mask))
+    image = observer.view(everyone, mask, segment=False).magnitude
+    target = observer.cases.rows("target", everyone)
+    return [float(score(image, target).mean()) for score in (ssim, psnr, nmse)]
+
+
+# --- the queue ---------------------------------------------------------------------------------------------
+
+
+def queue(
+    group: str, rounds: int, settings: Sequence[str], only: Sequence[str] = ()
+) -> list[tuple[Job, Unit | None]]:
+    """All jobs in the order in which they are worth doing."""
+    found: list[tuple[Job, Unit | None]] = []
+    for number in range(rounds):
+        for job in JOBS:
+            if only and job.name not in only:
+                continue
+            if not job.folds and not number:
+                found.append((job, None))
+            found += [
+                (job, Unit(setting, fold, number, group))
+                for fold in range(job.folds)
+                for setting in settings
+                if setting in job.settings
+            ]
+    return found
+
+
+def result_of(job: Job, unit: Unit | None, work: Path, group: str) -> Path:
+    """The file of a result."""
+    folder = work / group if unit is None else unit.folder(work)
+    return folder / "results" / f"{job.name.replace(' ', '_').replace(':', '_')}.json"
+
+
+def run(
+    work: Work, jobs: Sequence[tuple[Job, Unit | None]], group: str, say: Callable[[str], object]
+) -> None:
+    """Do what is not done yet."""
+    torch.set_num_threads(1)
+    for job, unit in jobs:
+        path = result_of(job, unit, work.folder, group)
+        if path.exists():
+            continue
+        missing = [name for name in job.needs if unit and not needed(name, unit, work.folder, group).exists()]
+        if missing:
+            say(f"{unit} {job.name}: left out, {', '.join(missing)} is missing\n")
+            continue
+        started = time.process_time()
+        found = brain(work) if unit is None else do(job.name, unit, work)
+        found["cpu_seconds"] = time.process_time() - started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(evaluate.plain(found)))
+        draft.replace(path)
+        where = "" if unit is None else f"{unit.setting} fold {unit.fold} seed {unit.seed} "
+        say(f"{where}{job.name}: {found['cpu_seconds']:.0f} s\n")
+
+
+def needed(name: str, unit: Unit, work: Path, group: str) -> Path:
+    """The result of a job that another one needs."""
+    return result_of(Job(name, 0), unit, work, group)
+
+
+def listed(work: Path, jobs: Sequence[tuple[Job, Unit | None]], group: str) -> str:
+    """What there is to do: number and CPU-seconds by job, with what was measured of those that are done."""
+    rows: dict[str, list[float]] = {}
+    for job, unit in jobs:
+        row = rows.setdefault(job.name, [0, 0, 0.0, 0.0])
+        path = result_of(job, unit, work, group)
+        row[0] += 1
+        if path.exists():
+            row[1] += 1
+            row[2] += float(json.loads(path.read_text())["cpu_seconds"])
+        else:
+            row[3] += job.seconds
+    lines = [f"{'job':16} {'all':>4} {'done':>5} {'CPU-s':>7} {'left':>7}"]
+    for name, (count, done, spent, left) in rows.items():
+        lines.append(f"{name:16} {count:4g} {done:5g} {spent:7.0f} {left:7.0f}")
+    spent, left = (sum(row[at] for row in rows.values()) for at in (2, 3))
+    return "\n".join([*lines, f"{'together':27} {spent:7.0f} {left:7.0f}"]) + "\n"
 
 
 # --- the page ----------------------------------------------------------------------------------------------
 
-Values = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
-"""By policy, budget, metric and patient: one value for each seed."""
 
-
-def finished(work: Path, group: str, setting: str) -> tuple[Values, list[dict[str, Any]]]:
-    """All finished units of a setting."""
-    values: Values = {}
-    units = []
-    for path in sorted((work / group / setting).glob("fold*_seed*/result.json")):
-        content = json.loads(path.read_text())
-        units.append(content)
-        for policy, by_budget in content["measured"].items():
-            for budget, by_metric in by_budget.items():
-                for metric, by_name in by_metric.items():
-                    place = values.setdefault(policy, {}).setdefault(budget, {}).setdefault(metric, {})
-                    for patient, value in by_name.items():
-                        if value is not None:
-                            place.setdefault(patient, []).append(value)
-    return values, units
-
-
-def mean_of(values: Values, policy: str, budget: str, metric: str) -> dict[str, float]:
-    """Mean over seeds of each patient."""
-    found = values.get(policy, {}).get(budget, {}).get(metric, {})
-    return {patient: float(np.mean(row)) for patient, row in found.items()}
-
-
-def shown(numbers: Sequence[float], *, signed: bool = False) -> str:
-    """Mean with its 95 % bootstrap interval over patients."""
-    if not numbers:
-        return "–"
-    found = bootstrap_ci(numbers, n=5000)
-    form = "+.4f" if signed else ".4f"
-    if not math.isfinite(found.low):
-        return f"{found.mean:{form}}"
-    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
-
-
-def difference(values: Values, first: str, second: str, budget: str, metric: str) -> list[float]:
-    """Paired differences of patients that both have."""
-    one, other = (mean_of(values, name, budget, metric) for name in (first, second))
-    return [one[name] - other[name] for name in sorted(set(one) & set(other))]
-
-
-def page_of(work: Path, group: str) -> str:
-    """The page."""
-    lines = [
-        "# kspace: does a policy that looks beat fixed masks?",
-        "",
-        "Written by `benchmarks/kspace_evidence.py page`. Every patient is tested once in each seed, by "
-        "networks that were trained on others; reward model and policy never share patients. Values of a "
-        "patient are means over seeds; intervals are 95 % bootstrap intervals over patients, without a "
-        "correction for several comparisons.",
-        "",
-    ]
-    for setting in SETTINGS:
-        values, units = finished(work, group, setting)
-        if units:
-            lines += section(setting, values, units)
-    return "\n".join(lines) + "\n"
-
-
-def section(setting: str, values: Values, units: Sequence[dict[str, Any]]) -> list[str]:
-    """The part of one setting."""
-    initial = units[0]["initial"]
-    budgets = sorted({b for by in values.values() for b in by if b != "0"}, key=int)
-    totals = [str(int(budget) + initial) for budget in budgets]
-    patients = mean_of(values, "low-to-high", budgets[0], "ssim")
-    lines = [f"## {setting}", "", f"{len(units)} units, {len(patients)} patients.", ""]
-    lines += [f"- {note}" for note in units[0]["caveats"]] + [""]
-    for metric in METRICS:
-        lines += [f"### {metric}", "", "| policy | " + " | ".join(totals) + " |"]
-        lines += ["|---|" + "---|" * len(totals)]
-        for policy in values:
-            if policy != evaluate.FULL:
-                cells = [shown(list(mean_of(values, policy, budget, metric).values())) for budget in budgets]
-                lines.append(f"| {policy} | " + " | ".join(cells) + " |")
-        full = shown(list(mean_of(values, evaluate.FULL, "0", metric).values()))
-        lines += [f"| all lines | {full} |" + " |" * (len(totals) - 1), ""]
-    lines += ["### Paired differences", "", "| Dice of slices | " + " | ".join(totals) + " |"]
-    lines += ["|---|" + "---|" * len(totals)]
-    for first, second in PAIRS:
-        cells = [shown(difference(values, first, second, b, "dice"), signed=True) for b in budgets]
-        lines.append(f"| {first} − {second} | " + " | ".join(cells) + " |")
-    rooms = [unit["headroom"] for unit in units if unit.get("headroom")]
-    found = [room["found"] for room in rooms if room.get("found") is not None]
-    if found:
-        lines += [
-            "",
-            f"Of the one-step gain that the oracle has beyond the blind twin, the policy finds "
-            f"{np.mean(found):.1%} without labels (units: {min(found):.1%} to {max(found):.1%}).",
-        ]
-    return [*lines, ""]
-
-
-PAIRS = (
-    (f"lambda{MAIN:g}", "low-to-high"),
-    (f"lambda{MAIN:g}", f"fixed {MAIN:g}"),
-    (f"lambda{MAIN:g}", f"fixed-exchanged {MAIN:g}"),
-    (f"lambda{MAIN:g}", "blind"),
-    ("blind", f"fixed {MAIN:g}"),
-    ("lambda1", "low-to-high"),
-    ("lambda1", "fixed 1"),
-    ("lambda1", "fixed-exchanged 1"),
-    ("lambda1", "dice_blind"),
-    ("dice_blind", "fixed 1"),
-    (f"lambda{MAIN:g}", "imitation"),
-)
+def facts_of(scale: Scale) -> Facts:
+    """What the page says of the experiment."""
+    rows, columns = scale.shape
+    totals = ", ".join(str(total) for total in scale.totals)
+    values = KspaceConfig.model_validate({"method": "kspace", **scale.values})
+    return Facts(
+        shape=scale.shape,
+        initial=scale.initial,
+        totals=scale.totals,
+        shift=SHIFT * columns,
+        lines=(
+            f"**Size.** k-space of {rows} rows × {columns} columns instead of 128², so that one CPU core can "
+            f"finish; rows are the readout, which is always complete. {scale.initial} middle columns are "
+            f"there first; measured at {totals} columns in all, {scale.totals[0] / columns:.1%} to "
+            f"{scale.totals[-1] / columns:.0%} (6 to 32 of 128). Policies, fixed masks and the oracle choose "
+            f"among the {2 * scale.reach + 1} middle columns, the other baselines among all.",
+            f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps of "
+            f"{values.train.batch_size} slices. Policy: `kspace.columns`, warm start on {values.warm.states} "
+            "states with exact gains; one policy for all totals. λ is the weight of the segmentation (soft "
+            "Dice), 1 − λ that of the reconstruction (SSIM). “Policy” is the warm start alone; “then PPO” "
+            f"are {scale.ppo} updates more from there. The blind twin is trained likewise, but sees mask and "
+            f"counters only. Fixed masks are greedy on {scale.fit_cases} training slices; exchanging lines "
+            f"is tried up to {scale.exchange} columns in all. Rows with fewer patients were run in some "
+            "folds.",
+        ),
+    )
 
 
 # --- command line ------------------------------------------------------------------------------------------
@@ -478,41 +660,39 @@ PAIRS = (
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], object] = sys.stderr.write) -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("task", choices=["prepare", "run", "page"])
+    parser.add_argument("task", choices=["list", "run", "page"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--acdc", type=Path)
+    parser.add_argument("--brain", type=Path)
     parser.add_argument("--page", type=Path)
-    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--part", default="1/1", help="Share the units among processes: 1/2 and 2/2.")
     parser.add_argument("--scale", choices=sorted(SCALES), default="full")
     parser.add_argument("--group", choices=sorted(SEEDS), default="report")
     parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=0, help="Only the first so many.")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folds", type=int, default=FOLDS, help="Only the first so many.")
-    parser.add_argument("--only", default="", help="Names of policies.")
+    parser.add_argument("--only", default="", help="Names of jobs.")
     given = parser.parse_args(arguments)
     scale = SCALES[given.scale]
-    if given.task == "prepare":
-        prepare(given.work, scale)
+    only = [name for name in given.only.split(",") if name]
+    jobs = queue(given.group, given.rounds, given.settings.split(","), only)
+    jobs = [(job, unit) for job, unit in jobs if unit is None or unit.fold < given.folds]
+    if given.task == "list":
+        sys.stdout.write(listed(given.work, jobs, given.group))
         return
     if given.task == "page":
-        text = page_of(given.work, given.group)
+        text = page(given.work / given.group, facts_of(scale))
         if given.page is None:
             sys.stdout.write(text)
         else:
-            given.page.write_text(text)
+            given.page.write_text(text, encoding="utf-8")
         return
-    torch.set_num_threads(1)
     index, count = (int(word) for word in given.part.split("/"))
-    seeds = SEEDS[given.group][: given.seeds or None]
-    units = [
-        Unit(setting, fold, seed, given.group)
-        for seed in seeds
-        for fold in range(given.folds)
-        for setting in given.settings.split(",")
-    ]
-    for unit in units[index - 1 :: count]:
-        say(f"{unit}\n")
-        work_on(unit, given.work, given.acdc, scale, [name for name in given.only.split(",") if name])
+    units = sorted({unit for _, unit in jobs if unit is not None}, key=lambda unit: (unit.fold, unit.setting))
+    own = set(units[index - 1 :: count])
+    mine = [(job, unit) for job, unit in jobs if unit in own or (unit is None and index == 1)]
+    work = Work(given.work, given.acdc, given.brain, scale, PluginManager.create(third_party=False))
+    run(work, mine, given.group, say)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ READERS = ("auto", "core", "acdc-nifti", "acdc-png", "acdc-h5", "fastmri", "ismr
     type=ANY_PATH,
     help="Run of `medrl kspace train-reward`; without it the reward model is trained first.",
 )
+@config_option(
+    "--recon-run",
+    "recon_run",
+    key="inputs.recon",
+    type=ANY_PATH,
+    help="Run of `medrl kspace train-recon`, for --recon unet; without it that is trained first.",
+)
 @config_option("--sampler", "sampler_file", key="inputs.sampler", type=FILE, help="File of make-sampler.")
 @config_option(
     "--warm-start",
@@ -131,7 +138,10 @@ def _options(*, output: str, required: bool = True) -> Callable[[Callable[..., A
 @_options(output="Run folder.")
 @click.pass_obj
 def train_reward(manager: PluginManager, /, output: Path, **given: Any) -> None:
-    """Train the reward model: segmentation of slices from which lines are missing."""
+    """Train the reward model.
+
+    It segments slices from which lines are missing.
+    """
     _train_part(manager, "reward", output, given)
     _say(f"next: medrl train kspace --data DATA --reward-run {output}")
 
@@ -140,16 +150,22 @@ def train_reward(manager: PluginManager, /, output: Path, **given: Any) -> None:
 @_options(output="Run folder.")
 @click.pass_obj
 def train_recon(manager: PluginManager, /, output: Path, **given: Any) -> None:
-    """Train the reconstruction network, for acquisition.recon unet."""
+    """Train the reconstruction network.
+
+    Policies use it with --recon unet.
+    """
     _train_part(manager, "recon", output, given)
-    _say(f"next: medrl train kspace --data DATA --recon unet --set inputs.recon={output}")
+    _say(f"next: medrl train kspace --data DATA --recon unet --recon-run {output}")
 
 
 @click.command("make-sampler")
 @_options(output="JSON file to write.")
 @click.pass_obj
 def make_sampler(manager: PluginManager, /, output: Path, **given: Any) -> None:
-    """Weigh the training cases so that every set of labels is drawn as often as any other."""
+    """Weigh the training cases by their labels.
+
+    Every set of labels is then drawn as often as any other.
+    """
     from medrl.plugins.kspace import running
 
     found = running.write_sampler(manager, _resolve(manager, given).config, output)
@@ -161,7 +177,10 @@ def make_sampler(manager: PluginManager, /, output: Path, **given: Any) -> None:
 @_options(output="Folder to write.")
 @click.pass_obj
 def export_png(manager: PluginManager, /, output: Path, **given: Any) -> None:
-    """Write a dataset as patientNNN/{images,labels}/<i>.png with a sidecar, as the original reads it."""
+    """Write a dataset as PNG with a sidecar.
+
+    The layout is patientNNN/{images,labels}/<i>.png, as the original reads it.
+    """
     from medrl.plugins.kspace import running
 
     count = running.write_png(_resolve(manager, given).config, output)
@@ -218,7 +237,10 @@ def _study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.pass_obj
 def evaluate(manager: PluginManager, /, against: str, **given: Any) -> None:
-    """Measure policies over budgets: Dice, HD95, ejection fraction, SSIM, PSNR, NMSE; with a report."""
+    """Measure policies over budgets.
+
+    Dice, HD95, volumes, ejection fraction, SSIM, PSNR and NMSE, as tables and a report.
+    """
     _study(manager, against, with_policy=True, given=given)
 
 
@@ -234,7 +256,10 @@ def evaluate(manager: PluginManager, /, against: str, **given: Any) -> None:
 )
 @click.pass_obj
 def baselines(manager: PluginManager, /, against: str, **given: Any) -> None:
-    """Measure what every policy must beat, with the reward model of a run, and the oracles."""
+    """Measure the rivals of a policy, and oracles.
+
+    The reward model of the run segments, its training cases fit the fixed masks.
+    """
     _study(manager, against, with_policy=False, given=given)
 
 
@@ -262,7 +287,10 @@ def export_mask(
     split: str,
     device: str,
 ) -> None:
-    """Write the mask of every case (.npy) and its lines in the order of acquisition (.csv, for a scanner)."""
+    """Write mask and lines of every case.
+
+    masks.npy, and lines.csv in the order of acquisition, for a scanner.
+    """
     from medrl.plugins.kspace import study
 
     count = study.export_masks(manager, run, output, data=data, lines=lines, split=split, device=device)

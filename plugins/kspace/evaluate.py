@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .measuring import Measured, Row, mean_of, measure
 from .observer import CaseObserver
 from .policies import (
     EquispacedLines,
+    ExchangedLines,
     FixedLines,
     GreedyLines,
     LinePolicy,
@@ -94,10 +96,17 @@ def run(
     case = torch.arange(len(observer.cases))
     initial = observer.cases.rows("initial", case).cpu()
     for name, policy in policies.items():
+        whole: Tensor | None = None
         for budget in budgets:
             say(f"{TITLES.get(name, name)}, {budget} lines")
             generator = torch_generator(seed, "kspace", "evaluation", name, budget)
-            lines = policy.order(observer, case.to(observer.cases.device), budget, generator).cpu()
+            if isinstance(policy, GreedyLines):
+                # One step ahead knows no budget: the longest acquisition holds the shorter ones.
+                if whole is None:
+                    whole = policy.order(observer, case.to(observer.cases.device), max(budgets), generator)
+                lines = whole[:, :budget].cpu()
+            else:
+                lines = policy.order(observer, case.to(observer.cases.device), budget, generator).cpu()
             masks = initial.clone().scatter_(1, lines, value=True)
             curves.add(name, budget, measure(observer, data, info, masks), masks, lines)
     everything = observer.cases.rows("possible", case).cpu() | initial
@@ -144,10 +153,9 @@ def rivals(
             case = spread(len(training.cases), fit_cases).to(training.cases.device)
             if order is None:
                 order = population_greedy(training, quality, case, budget)
-            lines = order
-            if name == "fixed-exchanged":
-                lines = exchanged(training, quality, case, order, sweeps=sweeps)
-            found[name] = FixedLines(lines.cpu())
+            improve = partial(exchanged, training, quality, case, sweeps=sweeps)
+            exchange = name == "fixed-exchanged"
+            found[name] = ExchangedLines(order, improve) if exchange else FixedLines(order.cpu())
         else:
             known = ", ".join((*BASELINES, *ORACLES))
             raise ConfigError(f"policy '{name}'", why="unknown", do=f"choose among {known}")

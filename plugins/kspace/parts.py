@@ -73,7 +73,7 @@ def trained_recon(cfg: KspaceConfig, manager: PluginManager) -> ReconUNet:
         raise ConfigError(
             "acquisition.recon unet",
             why="no trained reconstruction is named",
-            do="medrl kspace train-recon, then --set inputs.recon=RUN",
+            do="medrl kspace train-recon, then --recon-run RUN",
         )
     network = recon_network(cfg, manager)
     load_part(cfg.inputs.recon, "recon", network, "inputs.recon")

@@ -6,7 +6,7 @@ matters is whether an adaptive policy beats low-to-high and the fixed mask, not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -28,6 +28,7 @@ from medrl.plugins.kspace.rewards import Quality
 __all__ = [
     "AgentLines",
     "EquispacedLines",
+    "ExchangedLines",
     "FixedLines",
     "GreedyLines",
     "LinePolicy",
@@ -112,6 +113,31 @@ class FixedLines:
             )
         first = there.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :budget]
         return self.lines.to(free.device)[first]
+
+
+class ExchangedLines:
+    """The fixed mask of each budget after exchanging lines, made when that budget is first asked for.
+
+    Args:
+        order: A fixed order, such as `population_greedy` finds; its first lines are where a mask begins.
+        improve: Gives better lines in place of some.
+    """
+
+    def __init__(self, order: Tensor, improve: Callable[[Tensor], Tensor]) -> None:
+        self.fixed, self.improve = FixedLines(order), improve
+        self._made: dict[int, FixedLines] = {}
+
+    def order(self, observer: CaseObserver, case: Tensor, budget: int, generator: torch.Generator) -> Tensor:
+        """See `LinePolicy`.
+
+        Raises:
+            ConfigError: The lines do not suffice for the budget.
+        """
+        if budget > len(self.fixed.lines):
+            return self.fixed.order(observer, case, budget, generator)
+        if budget not in self._made:
+            self._made[budget] = FixedLines(self.improve(self.fixed.lines[:budget]).cpu())
+        return self._made[budget].order(observer, case, budget, generator)
 
 
 class GreedyLines:

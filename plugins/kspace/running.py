@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from medrl.core.errors import ConfigError
-
 from . import domain, recon_training, reward_training, sampler, train
 from .config import KspaceConfig
-from .data import export_png, open_scans
+from .data import export_png, named_scans
 
 if TYPE_CHECKING:
     from medrl.core.jobs import TrainJob
@@ -41,16 +39,5 @@ def write_png(cfg: KspaceConfig, folder: Path) -> int:
     Raises:
         ConfigError: No dataset is named.
     """
-    data = cfg.data
-    if data.root is None:
-        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
-    dataset = open_scans(
-        data.root,
-        reader=data.reader,
-        layout=data.layout,
-        frames=data.frames,
-        spacing_mm=data.spacing_mm,
-        exclude=data.exclude,
-    )
-    export_png(dataset, folder)
+    export_png(named_scans(cfg.data), folder)
     return sum(1 for _ in folder.glob("*/images/*.png"))

@@ -182,7 +182,7 @@ def improve(
     game.agent.train()
     if number == 1:
         env.reset(seed=rng.derive_seed(cfg.train.seed, "kspace", "episodes", rt.rank))
-        if cfg.warm.kind == "none":
+        if cfg.warm.kind == "none" and rt.job.init_from is None:
             game.fit_scales_anew(cfg, rt)
     drawing = torch.Generator(device=rt.device)
     drawing.manual_seed(rng.derive_seed(cfg.train.seed, "kspace", "lines", step, rt.rank))

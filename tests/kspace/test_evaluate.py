@@ -45,6 +45,12 @@ def test_all_policies_start_from_the_same_initial_lines(found):
             assert bool(mask[:, 7:9].all())
 
 
+def test_a_short_acquisition_of_the_oracle_is_the_beginning_of_a_long_one(found):
+    _, result = found
+    lines = result.curves.lines["greedy-oracle"]
+    assert torch.equal(lines[3][:, :2], lines[2])
+
+
 def test_the_files_hold_a_row_for_every_slice_volume_and_heart(found):
     folder, result = found
     rows = list(csv.DictReader((folder / "slices.csv").open()))

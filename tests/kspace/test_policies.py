@@ -26,6 +26,7 @@ from medrl.plugins.kspace.observer import CaseObserver
 from medrl.plugins.kspace.policies import (
     AgentLines,
     EquispacedLines,
+    ExchangedLines,
     FixedLines,
     GreedyLines,
     LowToHighLines,
@@ -231,6 +232,23 @@ def test_exchange_never_loses_and_undoes_a_bad_line(make_cases, make_observer):
     best = max(value(list(pair)) for pair in pairs)
     found = exchanged(observer, NMSE, case, torch.tensor([0, 15]))
     assert value(found.tolist()) <= best + 1e-7
+
+
+def test_lines_are_exchanged_for_the_budget_that_is_asked_for_and_only_once(make_cases, make_observer):
+    asked = []
+
+    def improve(lines):
+        asked.append(lines.tolist())
+        return lines + 1
+
+    observer, case = make_observer(make_cases(2), segmenter=None), torch.arange(2)
+    policy = ExchangedLines(torch.tensor([3, 5, 9]), improve)
+    assert policy.order(observer, case, 2, generator()).tolist() == [[4, 6]] * 2
+    assert policy.order(observer, case, 2, generator()).tolist() == [[4, 6]] * 2
+    assert policy.order(observer, case, 3, generator()).tolist() == [[4, 6, 10]] * 2
+    assert asked == [[3, 5], [3, 5, 9]]
+    with pytest.raises(ConfigError, match="too few"):
+        policy.order(observer, case, 4, generator())
 
 
 def test_policies_are_ranked_as_they_must_be_on_the_same_metric(make_cases, make_observer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -226,3 +228,21 @@ def test_the_running_mean_starts_at_a_tenth_and_leaves_the_network_alone():
     mean.update(network)
     assert float(mean.network.weight) == pytest.approx(1.0 - 0.1 * 2 / 11)
     assert float(network.weight) == 1.0
+
+
+def test_ppo_goes_on_from_a_policy_with_the_scales_of_its_features(
+    tmp_path, make_job, reward_run, policy_run, tools
+):
+    values = {
+        "inputs": {"reward": str(reward_run)},
+        "warm": {"kind": "none"},
+        "ppo": {"updates": 1},
+    }
+    start = find_checkpoint(policy_run, "best")
+    job = dataclasses.replace(make_job(tmp_path / "run", values), init_from=start)
+    running.run(job)
+    before, after = tools.states(policy_run, "best")["agent"], tools.states(tmp_path / "run")["agent"]
+    scales = [name for name in before if "scale" in name]
+    assert scales
+    assert all(torch.equal(before[name], after[name]) for name in scales)
+    assert any(not torch.equal(before[name], after[name]) for name in before)

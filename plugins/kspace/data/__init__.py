@@ -7,7 +7,7 @@ by patient, as memory-mapped `SliceSet`; `as_cases` makes of these what an envir
 from __future__ import annotations
 
 from .assemble import as_cases
-from .loading import Parts, load_data, load_parts, load_set
+from .loading import Parts, load_data, load_parts, load_set, named_scans
 from .plan import Placed, Prepared, SamplePlan, prepare
 from .png import export_png
 from .reading import READERS, find_reader, open_scans, read_scan
@@ -31,6 +31,7 @@ __all__ = [
     "load_data",
     "load_parts",
     "load_set",
+    "named_scans",
     "open_scans",
     "prepare",
     "read_scan",

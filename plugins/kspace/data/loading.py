@@ -51,16 +51,7 @@ def load_data(data: ScanConfig, sample: SampleConfig, *, labels: bool = True) ->
         ConfigError: No folder is named.
         DataError: Scans cannot be used.
     """
-    if data.root is None:
-        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
-    dataset = open_scans(
-        data.root,
-        reader=data.reader,
-        layout=data.layout,
-        frames=data.frames,
-        spacing_mm=data.spacing_mm,
-        exclude=data.exclude,
-    )
+    dataset = named_scans(data)
     return load_parts(
         dataset,
         make_plan(sample, dataset.labels),
@@ -69,8 +60,27 @@ def load_data(data: ScanConfig, sample: SampleConfig, *, labels: bool = True) ->
         seed=data.split_seed,
         group_by=data.group_by,
         test_fold=data.test_fold,
-        cache=Cache(cache_root(data.root)),
+        cache=Cache(cache_root(dataset.root)),
         labels=labels,
+    )
+
+
+def named_scans(data: ScanConfig) -> ScanDataset:
+    """The scans that a config names.
+
+    Raises:
+        ConfigError: No folder is named.
+        DataError: There is no such dataset.
+    """
+    if data.root is None:
+        raise ConfigError("data.root", why="no scans are named", do="--data DIR")
+    return open_scans(
+        data.root,
+        reader=data.reader,
+        layout=data.layout,
+        frames=data.frames,
+        spacing_mm=data.spacing_mm,
+        exclude=data.exclude,
     )
 
 
