@@ -28,6 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from medrl.core.adaptation.actors import CategoricalActor, Critic
 from medrl.core.rl.pixelwise import (
     PixelwisePPOConfig,
     action_log_probs,
@@ -38,7 +39,6 @@ from medrl.core.rl.pixelwise import (
     rollout,
     update,
 )
-from medrl.plugins.rl4seg.agent import CategoricalActor, Critic
 from medrl.plugins.rl4seg.models import SmallUNet, UNet
 
 ARMS = ("original", "recomputing", "medrl")

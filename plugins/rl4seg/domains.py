@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from medrl.core.adaptation import sets
+from medrl.core.adaptation.sets import Batch, draw_index, pieces, subset, take
 from medrl.core.errors import ConfigError, DataError
-from medrl.core.learned_reward import draw as draw_numbers
 from medrl.core.rng import derive_seed, numpy_generator
 
 from . import data
@@ -25,53 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Domain", "Domains", "ImageSet", "draw", "load_domains", "pieces", "test_images"]
 
-BLIND = ("rl4seg.random",)
-"""Rewards without a network that look at no labels: controls."""
 WITHOUT_TARGET = ("source", "corrector")
 """Stages that can do without target images."""
 
 
-@dataclass(frozen=True, eq=False)
-class Domains:
-    """Labelled source images, and target images; labels of the latter are there only for an oracle.
-
-    Attributes:
-        unlabelled: The target; None where a stage that needs none is done without it.
-    """
-
-    source: Domain
-    unlabelled: Domain | None
-
-    @property
-    def plan(self) -> SamplePlan:
-        """How an image becomes what the network sees; `medrl predict` does the same."""
-        return self.source.plan
-
-    @property
-    def target(self) -> Domain:
-        """The target.
-
-        Raises:
-            DataError: There is none.
-        """
-        if self.unlabelled is None:
-            raise DataError("target.root", why="no target images are named", do="--target DIR")
-        return self.unlabelled
-
-    @property
-    def label_names(self) -> Mapping[str, int]:
-        """Label values by name, background 0 first."""
-        return self.source.train.label_names
-
-    @property
-    def classes(self) -> int:
-        """K, background included."""
-        return len(self.label_names)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return int(self.source.train.images.shape[1])
+class Domains(sets.Domains[ImageSet, SamplePlan]):
+    """Labelled source images, and target images; labels of the latter are there only for an oracle."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,28 +44,9 @@ class Domains:
             raise DataError("data.root", why="the source images have no labels")
         return self.source.train.labels
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of the images: names of labels and channels, spacing, plan."""
-        return {
-            "label_names": dict(self.label_names),
-            "channel_names": list(self.plan.channel_names),
-            "spacing": self.source.train.spacing_mm.median(dim=0).values.tolist(),
-            "plan": self.plan.to_meta(),
-        }
-
-    def digest(self) -> str:
-        """SHA-256 of everything that training reads: source images and labels, target images."""
-        whole = hashlib.sha256()
-        sets = [self.source.train, self.source.val]
-        sets += [] if self.unlabelled is None else [self.unlabelled.train, self.unlabelled.val]
-        for images in sets:
-            if images is not None:
-                whole.update(_digest(images).encode())
-        return whole.hexdigest()
-
     def watched(self, limit: int = 64) -> ImageSet:
-        """Target images that watch over training: validation ones, else the first training ones."""
-        images = self.target.val if self.target.val is not None and self.target.val.ids else self.target.train
+        """Target images that watch over training, at most so many."""
+        images = self.watching()
         return subset(images, range(min(limit, len(images.ids))))
 
     def target_images(self, cfg: Rl4segConfig) -> ImageSet:
@@ -160,11 +96,12 @@ def load_domains(cfg: Rl4segConfig, manager: PluginManager, *, stage: str = "all
     if cfg.target.root is None and stage not in WITHOUT_TARGET:
         raise ConfigError("target.root", why="no target images are named", do="--target DIR")
     source = data.load_source(cfg)
-    target = None
-    if cfg.target.root is not None:
-        target = data.load_target(cfg, labels="train" if oracle else "none", plan=source.plan)
-        _check(source, target)
-    return Domains(source, target)
+    if cfg.target.root is None:
+        return Domains(source, None)
+    target = data.load_target(cfg, labels="train" if oracle else "none", plan=source.plan)
+    found = Domains(source, target)
+    found.check_channels()
+    return found
 
 
 def test_images(cfg: Rl4segConfig, domains: Domains) -> ImageSet:
@@ -173,86 +110,16 @@ def test_images(cfg: Rl4segConfig, domains: Domains) -> ImageSet:
     return found if found is not None else domains.watched(limit=len(domains.target.train.ids))
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some images of a set.
-
-    Attributes:
-        ids: Identifiers.
-        index: Their numbers in the set.
-        images: ``(N, C, *S)`` float32 on the device.
-        labels: ``(N, *S)`` int64 on the device, if the set has labels.
-    """
-
-    ids: list[str]
-    index: list[int]
-    images: Tensor
-    labels: Tensor | None
-
-    def truth(self) -> Tensor:
-        """The labels.
-
-        Raises:
-            DataError: The set has none.
-        """
-        if self.labels is None:
-            raise DataError("training", why="these images have no labels")
-        return self.labels
-
-
 def draw(rt: Runtime, images: ImageSet, cfg: Rl4segConfig, *, stage: str, step: int, size: int) -> Batch:
     """Draw this rank's images of a step (from 1): passes over all, each in an order of its own.
 
-    The draw depends on seed, stage, iteration and step alone, so that a resumed run goes on as it would
-    have; two ranks with n images draw together what one rank draws with 2n.
+    The draw depends on seed, stage, iteration and step alone, so that a resumed run goes on as it would have.
     """
     seed = derive_seed(cfg.train.seed, "rl4seg", stage, cfg.iteration)
-    numbers = np.arange(len(images.ids), dtype=np.int64)
-    chosen = draw_numbers(numbers, size, seed=seed, step=step - 1, rank=rt.rank, world=rt.world_size)
-    return take(images, chosen.tolist(), rt.device)
-
-
-def take(images: ImageSet, index: Sequence[int], device: torch.device) -> Batch:
-    """Return the images with these numbers."""
-    at = list(index)
-    labels = None if images.labels is None else images.labels[at].long().to(device)
-    seen = images.images[at].to(device, torch.float32)
-    return Batch([images.ids[number] for number in at], at, seen, labels)
-
-
-def pieces(images: ImageSet, size: int) -> Iterator[Tensor]:
-    """Yield all images in their order, some at a time ``(n, C, *S)``."""
-    for start in range(0, len(images.ids), size):
-        yield images.images[start : start + size].to(torch.float32)
-
-
-def subset(images: ImageSet, index: Sequence[int]) -> ImageSet:
-    """Return the set of the images with these numbers."""
-    at = list(index)
-    if at == list(range(len(images.ids))):
-        return images
-    return images.subset(at)
+    index = draw_index(rt, len(images.ids), seed=seed, step=step, size=size)
+    return take(images, index, rt.device)
 
 
 def _order(cfg: Rl4segConfig, count: int) -> list[int]:
     order: list[int] = numpy_generator(cfg.train.seed, "rl4seg", "target order").permutation(count).tolist()
     return order
-
-
-def _digest(images: ImageSet) -> str:
-    whole = hashlib.sha256("\0".join([*images.ids, *images.subjects]).encode())
-    for start in range(0, len(images.ids), 64):
-        whole.update(images.images[start : start + 64].contiguous().numpy().tobytes())
-        if images.labels is not None:
-            whole.update(images.labels[start : start + 64].contiguous().numpy().tobytes())
-    return whole.hexdigest()
-
-
-def _check(source: Domain, target: Domain) -> None:
-    """Refuse domains of other channels or with patients in common."""
-    if source.train.images.shape[1] != target.train.images.shape[1]:
-        raise DataError(
-            "target.root",
-            why=f"its images have {target.train.images.shape[1]} channels, those of the source "
-            f"{source.train.images.shape[1]}",
-        )

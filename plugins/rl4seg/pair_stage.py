@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from medrl.core.adaptation import pseudo_labels
+from medrl.core.adaptation.loop import Beat
 from medrl.core.errors import DataError
 from medrl.core.learned_reward import (
     PairSet,
@@ -25,7 +27,7 @@ from medrl.core.learned_reward import (
 from medrl.core.rng import derive_seed
 from medrl.core.validity import is_valid as passes
 
-from . import parts, pseudo_labels
+from . import parts
 from .config import Rl4segConfig
 from .domains import Domains
 from .stages import batch_of, steps_of
@@ -33,7 +35,6 @@ from .stages import batch_of, steps_of
 if TYPE_CHECKING:
     from medrl.core.jobs import TrainJob
 
-Beat = Callable[[], None]
 _log = logging.getLogger("medrl.rl4seg")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from medrl.core import rng
-from medrl.core.checkpoint import Checkpoint, load_checkpoint, load_into
-from medrl.core.errors import CheckpointError, ConfigError
+from medrl.core.adaptation import actors
+from medrl.core.adaptation import parts as general
+from medrl.core.adaptation.actors import Critic, PixelActor
+from medrl.core.adaptation.parts import numbers as numbers
+from medrl.core.checkpoint import Checkpoint
 from medrl.core.learned_reward import (
     CorrectorModule,
     RewardNet,
@@ -19,23 +21,20 @@ from medrl.core.learned_reward import (
     StyleShift,
     build_corrector,
     input_channels,
-    widen_input,
 )
 from medrl.core.learned_reward.correctors import LEARNED
-from medrl.core.validity import Rules, load_rules
+from medrl.core.validity import Rules
 
-from . import agent
-from .agent import Critic, PixelActor
 from .config import Rl4segConfig
-from .domains import Domains as Domains
-from .domains import load_domains as load_domains
+from .domains import Domains
 
 if TYPE_CHECKING:
     from medrl.core.config import ModelConfig
     from medrl.core.manager import PluginManager
 
-_TRIAL = 64
-"""Side in pixels of the image on which a network is tried."""
+METHOD = "rl4seg"
+_TRIAL = (64, 64)
+"""Size in pixels of the image on which a network is tried."""
 
 
 # -- networks ----------------------------------------------------------------------------------------
@@ -57,19 +56,16 @@ def build_network(
     Raises:
         ConfigError: Unknown key or parameters, or a network that does not map 2D images to logits.
     """
-    params = model.params
-    for name in ("in_channels", "out_channels"):
-        if name in params:
-            raise ConfigError(f"{what}.{name}", why="the data decide it", do=f"leave out {what}.{name}")
-    with rng.isolated(rng.derive_seed(seed, "rl4seg", what, "weights")):
-        network: nn.Module = manager.registry("models").build(
-            model.name, in_channels=in_channels, out_channels=out_channels, **params
-        )
-    _try(network, model.name, what, in_channels, out_channels)
-    if all(parameter.ndim < 5 for parameter in network.parameters()):
-        # A fifth faster in bf16 on CPUs, and faster on GPUs with matrix units.
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return general.build_network(
+        model,
+        manager,
+        what,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        seed=rng.derive_seed(seed, METHOD, what, "weights"),
+        trial=_TRIAL,
+        advice=f"--set {what}.name=rl4seg.unet",
+    )
 
 
 def actor_kind(cfg: Rl4segConfig) -> str:
@@ -79,7 +75,7 @@ def actor_kind(cfg: Rl4segConfig) -> str:
 
 def actor_network(cfg: Rl4segConfig, manager: PluginManager, *, channels: int, classes: int) -> nn.Module:
     """Build the network of the actor."""
-    out = agent.out_channels(actor_kind(cfg), classes)
+    out = actors.out_channels(actor_kind(cfg), classes)
     return build_network(
         cfg.model, manager, "model", in_channels=channels, out_channels=out, seed=cfg.train.seed
     )
@@ -87,7 +83,7 @@ def actor_network(cfg: Rl4segConfig, manager: PluginManager, *, channels: int, c
 
 def as_actor(cfg: Rl4segConfig, network: nn.Module, classes: int, *, bn_mode: str = "eval") -> PixelActor:
     """Make the policy of a network."""
-    return agent.build_actor(network, classes=classes, kind=actor_kind(cfg), bn_mode=bn_mode)  # type: ignore[arg-type]
+    return actors.build_actor(network, classes=classes, kind=actor_kind(cfg), bn_mode=bn_mode)  # type: ignore[arg-type]
 
 
 def critic(cfg: Rl4segConfig, manager: PluginManager, *, channels: int) -> Critic:
@@ -143,7 +139,7 @@ def corrector(
             out_channels=classes,
             seed=rng.derive_seed(cfg.train.seed, "corrector"),
         )
-    with rng.isolated(rng.derive_seed(cfg.train.seed, "rl4seg", "corrector", "weights")):
+    with rng.isolated(rng.derive_seed(cfg.train.seed, METHOD, "corrector", "weights")):
         return build_corrector(
             kind, classes=classes, network=network, masks=masks, shape=shape, **cfg.corrector.params
         )
@@ -153,37 +149,13 @@ def corrector(
 
 
 def load_part(path: Path | None, name: str, module: nn.Module, what: str) -> Checkpoint:
-    """Fill a module from a checkpoint of rl4seg.
-
-    Args:
-        path: Run folder or checkpoint file.
-        name: Name of the part in the checkpoint: ``actor``, ``critic``, ``corrector``, ``reward``.
-        module: What is filled.
-        what: The setting that names the path.
-
-    Raises:
-        ConfigError: No path is given.
-        CheckpointError: There is no such part, or it does not fit.
-    """
-    found = open_part(path, name, what)
-    load_into(module, found.states[name])
-    return found
+    """Fill a module from a checkpoint of rl4seg; see `medrl.core.adaptation.parts.load_part`."""
+    return general.load_part(path, name, module, what, method=METHOD)
 
 
 def open_part(path: Path | None, name: str, what: str) -> Checkpoint:
     """Open a checkpoint of rl4seg that holds a part; arguments as in `load_part`."""
-    from .stages import given_checkpoint
-
-    if path is None:
-        raise ConfigError(what, why="it is not named", do=f"--set {what}=RUN")
-    found = load_checkpoint(given_checkpoint(path, what), method="rl4seg")
-    if name not in found.states:
-        raise CheckpointError(
-            f"checkpoint {found.path}",
-            why=f"it holds no {name}, only {', '.join(sorted(found.states))}",
-            do=f"name another run with --set {what}=RUN",
-        )
-    return found
+    return general.open_part(path, name, what, method=METHOD)
 
 
 def load_reward(cfg: Rl4segConfig, net: RewardNet) -> None:
@@ -208,21 +180,9 @@ def start_reward(cfg: Rl4segConfig, net: RewardNet) -> None:
         ConfigError: Actor and reward net are not of one kind.
     """
     init = cfg.reward.init
-    if init == "random":
-        return
-    what = f"inputs.{init}"
-    weights = open_part(getattr(cfg.inputs, init), "actor", what).states["actor"]
-    try:
-        for network in net.networks:
-            network.load_state_dict(widen_input(weights, network.state_dict()))
-    except ConfigError as error:
-        raise ConfigError(
-            f"reward.init {init}",
-            why="the actor's weights do not fit the reward net",
-            do="give model and reward_model the same settings and reward.head class, or --set "
-            "reward.init=random",
-            problems=error.problems,
-        ) from error
+    if init != "random":
+        weights = open_part(getattr(cfg.inputs, init), "actor", f"inputs.{init}").states["actor"]
+        general.start_reward(net, weights, init)
 
 
 # -- rules and styles --------------------------------------------------------------------------------
@@ -230,41 +190,10 @@ def start_reward(cfg: Rl4segConfig, net: RewardNet) -> None:
 
 def rules_of(cfg: Rl4segConfig, label_names: Mapping[str, int]) -> Rules:
     """Load the anatomical rules, with the label values of the data where names agree."""
-    found = load_rules(cfg.rules)
-    known = {name.lower(): name for name in found.labels}
-    values = {known[name.lower()]: value for name, value in label_names.items() if name.lower() in known}
-    return load_rules(cfg.rules, labels=values) if values else found
+    return general.rules_of(cfg.rules, label_names)
 
 
 def style_shift(cfg: Rl4segConfig, name: str) -> StyleShift:
     """Return the style changes of a config; `name` separates the draws of stages."""
     ranges = StyleRanges(borrow=cfg.style.borrow).only(*cfg.style.families).scaled(cfg.style.strength)
     return StyleShift(ranges, seed=rng.derive_seed(cfg.train.seed, "style", name))
-
-
-# -- private -----------------------------------------------------------------------------------------
-
-
-def _try(network: nn.Module, name: str, what: str, in_channels: int, out_channels: int) -> None:
-    image = torch.zeros(1, in_channels, _TRIAL, _TRIAL)
-    training = network.training
-    network.eval()
-    wrong = ""
-    try:
-        with torch.no_grad():
-            found = agent.logits_of(network(image))
-        whole = (1, out_channels, _TRIAL, _TRIAL)
-        if tuple(found.shape) != whole and not (what == "critic" and tuple(found.shape) == (1, out_channels)):
-            wrong = f"it maps an image {tuple(image.shape)} to {tuple(found.shape)}, not to {whole}"
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        wrong = f"it does not take a 2D image: {str(error).strip().splitlines()[0]}"
-    network.train(training)
-    if wrong:
-        raise ConfigError(f"{what}.name {name}", why=wrong, do=f"--set {what}.name=rl4seg.unet")
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return tensors and numbers as plain numbers, for a log."""
-    return {
-        name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in values.items()
-    }

@@ -34,23 +34,23 @@ def medrl_register_models(registry: Any) -> None:
 @hookimpl
 def medrl_register_agents(registry: Any) -> None:
     """Register the policies over the labels of each pixel."""
-    add, agent = registry.add, f"{_HERE}.agent"
-    add("categorical", f"{agent}:CategoricalActor", summary="softmax over labels in each pixel")
-    add("binary", f"{agent}:BinaryActor", summary="sigmoid of one logit in each pixel")
-    add("critic", f"{agent}:Critic", summary="expected reward of an image, in each pixel or as one number")
+    add, actors = registry.add, "medrl.core.adaptation.actors"
+    add("categorical", f"{actors}:CategoricalActor", summary="softmax over labels in each pixel")
+    add("binary", f"{actors}:BinaryActor", summary="sigmoid of one logit in each pixel")
+    add("critic", f"{actors}:Critic", summary="expected reward of an image, in each pixel or as one number")
 
 
 @hookimpl
 def medrl_register_rewards(registry: Any) -> None:
     """Register the rewards of label maps on images."""
-    add, rewards = registry.add, f"{_HERE}.rewards"
+    add, rewards = registry.add, "medrl.core.adaptation.rewards"
     add("composite", f"{rewards}:Composite", summary="reward net, and corrector of what it would choose")
-    add("reward_unet", f"{rewards}:RewardUNet", summary="reward net alone")
+    add("reward_unet", f"{rewards}:LearnedReward", summary="reward net alone")
     add("pixelwise_accuracy", f"{rewards}:PixelwiseAccuracy", summary="oracle: 1 where the label is right")
     add("accuracy_map", f"{rewards}:AccuracyMap", summary="oracle: accuracy of the image, in every pixel")
     add("accuracy", f"{rewards}:Accuracy", summary="oracle: accuracy of the image, one number")
     add("dice", f"{rewards}:Dice", summary="oracle: Dice of the image, one number")
-    add("random", f"{_HERE}.controls:RandomReward", summary="control: noise")
+    add("random", f"{rewards}:RandomReward", summary="control: noise")
 
 
 @hookimpl

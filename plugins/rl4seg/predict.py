@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medrl.core.adaptation.actors import PixelActor
 from medrl.core.checkpoint import Checkpoint, load_into
 from medrl.core.errors import CheckpointError, ConfigError
 from medrl.core.inference import tta_views
@@ -17,7 +18,6 @@ from medrl.core.learned_reward import RewardNet
 from medrl.core.types import Volume
 
 from . import parts
-from .agent import PixelActor
 from .config import Rl4segConfig
 from .data.plan import SamplePlan, prepare_volume, restore_volume, slice_axis
 from .scoring import largest_blob as keep_largest

@@ -1,45 +1,16 @@
-"""The stages of a loop: which there are, in which order, where each lies, and what each reads."""
+"""The stages of a loop: which there are, in which order, and what each reads."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from medrl.core.checkpoint import find_checkpoint
-from medrl.core.config import Layer, resolve
-from medrl.core.errors import CheckpointError, ConfigError
-from medrl.core.jobs import TrainJob
+from medrl.core.adaptation import stages
+from medrl.core.adaptation.parts import given_checkpoint
+from medrl.core.adaptation.stages import Course, Files, Stage, all_there, numbered, steps_for
 
 from .config import Rl4segConfig, Select, StageConfig
-
-if TYPE_CHECKING:
-    from medrl.core.config import Resolved
-
-TRAINED = ("source", "style", "corrector", "reward", "ppo")
-"""Kinds of stages that train a network in a run folder of their own."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a loop.
-
-    Attributes:
-        number: Place in the loop, from 1.
-        kind: ``source``, ``style``, ``corrector``, ``pairs``, ``reward``, ``ppo`` or ``test``.
-        iteration: From 1; 0 for what comes before the first and for the test.
-    """
-
-    number: int
-    kind: str
-    iteration: int = 0
-
-    @property
-    def name(self) -> str:
-        """Name of its folder, such as ``05_reward_1``."""
-        return f"{self.number:02d}_{self.kind}" + (f"_{self.iteration}" if self.iteration else "")
 
 
 def plan_stages(cfg: Rl4segConfig) -> list[Stage]:
@@ -56,7 +27,7 @@ def plan_stages(cfg: Rl4segConfig) -> list[Stage]:
             kinds += [("pairs", iteration), ("reward", iteration)]
         kinds.append(("ppo", iteration))
     kinds.append(("test", 0))
-    return [Stage(number, kind, iteration) for number, (kind, iteration) in enumerate(kinds, start=1)]
+    return numbered(kinds)
 
 
 @dataclass
@@ -113,36 +84,19 @@ class Results:
             self.actors[0] = start
 
 
-def given_checkpoint(path: Path, what: str) -> Path:
-    """Return the checkpoint file of a run folder or file that a setting names.
-
-    Raises:
-        ConfigError: It does not exist.
-        CheckpointError: The folder has no checkpoint.
-    """
-    if not path.exists():
-        raise ConfigError(what, why=f"{path} does not exist", do="name a run folder or a checkpoint")
-    return find_checkpoint(path, "last")
-
-
 def outputs_of(stage: Stage, cfg: Rl4segConfig) -> list[Path]:
     """Return what a stage writes, relative to the run folder; the first is what other stages read."""
-    folder = Path("stages") / stage.name
-    if stage.kind == "pairs":
-        return [folder]
-    if stage.kind == "test":
-        return [Path("test.json")]
-    return [folder / "checkpoints" / f"{selected(stage.kind, cfg)}.pt"]
+    return stages.outputs_of(stage, selected(stage.kind, cfg))
 
 
 def selected(kind: str, cfg: Rl4segConfig) -> Select:
     """Which checkpoint of a trained stage the next ones take."""
-    block = getattr(cfg, kind)
+    block = getattr(cfg, kind, None)
     found: Select = getattr(block, "select", "last")
     return found
 
 
-def inputs_of(stage: Stage, results: Results, cfg: Rl4segConfig) -> dict[str, Path | tuple[Path, ...]]:
+def inputs_of(stage: Stage, results: Results, cfg: Rl4segConfig) -> Files:
     """Return the files that a stage reads, by their names in `InputsConfig`.
 
     Raises:
@@ -175,46 +129,10 @@ def inputs_of(stage: Stage, results: Results, cfg: Rl4segConfig) -> dict[str, Pa
             wanted["corrector"] = results.corrector
         if stage.iteration > 1 and cfg.ppo.uses_critic and cfg.loop.keep_critic:
             wanted["critic"] = results.critic
-    missing = [name for name, path in wanted.items() if path is None]
-    if missing:
-        raise CheckpointError(
-            f"stage {stage.kind}",
-            why=f"there is no {', no '.join(missing)} to start from",
-            do=f"do the stages before it first, or name one: --set inputs.{missing[0]}=RUN",
-        )
-    found: dict[str, Path | tuple[Path, ...]] = {
-        name: path for name, path in wanted.items() if path is not None
-    }
+    found = all_there(stage.kind, wanted)
     if stage.kind == "reward" or (stage.kind == "ppo" and cfg.ppo.pseudo_labels):
         found["pairs"] = tuple(results.pairs if cfg.pairs.keep else results.pairs[-1:])
     return found
-
-
-def stage_job(
-    job: TrainJob, stage: Stage, inputs: Mapping[str, Path | tuple[Path, ...]], run_dir: Path
-) -> TrainJob:
-    """Return the job of one stage: the same config with what the stage reads, in a run folder of its own."""
-    empty = dict.fromkeys(type(job.config.inputs).model_fields) | {"pairs": []}
-    given = {
-        name: [str(item) for item in path] if isinstance(path, tuple) else str(path)
-        for name, path in inputs.items()
-    }
-    values = {
-        **job.resolved.values(),
-        "stage": stage.kind,
-        "alone": True,
-        "iteration": max(1, stage.iteration),
-        "inputs": {**empty, **given},
-    }
-    resolved: Resolved[Any] = resolve(Rl4segConfig, [Layer(f"stage {stage.name}", values)])
-    return replace(
-        job,
-        resolved=resolved,
-        run_dir=run_dir,
-        resume="auto",
-        init_from=job.init_from if stage.kind == "source" else None,
-        fast_dev_run=False,
-    )
 
 
 def batch_of(stage: StageConfig, cfg: Rl4segConfig) -> int:
@@ -231,11 +149,29 @@ def rate_of(stage: StageConfig, cfg: Rl4segConfig) -> float:
 
 def steps_of(stage: StageConfig, cfg: Rl4segConfig, images: int, world_size: int = 1) -> int:
     """Optimiser steps (PPO: rollouts) of a stage over so many images."""
-    width = batch_of(stage, cfg) * world_size
-    steps = stage.steps or math.ceil(images / width) * stage.epochs
-    return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
+    return steps_for(
+        images,
+        steps=stage.steps,
+        epochs=stage.epochs,
+        width=batch_of(stage, cfg) * world_size,
+        limit=cfg.train.max_steps,
+    )
 
 
 def interval_of(stage: StageConfig, cfg: Rl4segConfig, steps: int) -> int:
     """Steps between validations of a stage with so many steps."""
     return cfg.train.validate_every or max(1, steps // (4 if stage.steps else stage.epochs))
+
+
+def course_of(stage: StageConfig, cfg: Rl4segConfig, images: int, world_size: int = 1) -> Course:
+    """How long and how fast a stage trains on so many images."""
+    steps = steps_of(stage, cfg, images, world_size)
+    return Course(
+        steps=steps,
+        every=interval_of(stage, cfg, steps),
+        batch=batch_of(stage, cfg),
+        lr=rate_of(stage, cfg),
+        schedule=getattr(stage, "schedule", "constant"),
+        weight_decay=stage.weight_decay,
+        clip_norm=stage.clip_norm,
+    )

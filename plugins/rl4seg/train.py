@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from medrl.core.rl.pixelwise import (
-    CollapseGuard,
-    PixelwisePPOConfig,
-    Rollout,
-    UpdateStats,
-    policy_gradient_update,
-    rollout,
-    update,
-)
+from medrl.core.adaptation.actors import Critic, PixelActor, recalibrate, shrink_and_perturb
+from medrl.core.adaptation.players import Optimizers, Players, improve, set_rates
+from medrl.core.adaptation.pseudo_labels import open_pseudo_labels
+from medrl.core.adaptation.rewards import Judge
+from medrl.core.rl.pixelwise import CollapseGuard, PixelwisePPOConfig, rollout
 from medrl.core.rng import torch_generator
 
-from . import parts, schedules, watching
-from .agent import Critic, PixelActor, recalibrate, shrink_and_perturb
+from . import parts, watching
 from .config import Rl4segConfig
 from .domains import Domains, draw, pieces
-from .judging import Judge, open_judge
-from .pseudo_labels import open_pseudo_labels
-from .stages import batch_of, interval_of, rate_of, steps_of
+from .judging import open_judge
+from .stages import batch_of, course_of, rate_of
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -48,24 +38,33 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     players = start_players(rt, cfg, data)
     judge = open_judge(rt, cfg, data)
     numbers = settings(cfg)
-    optimizers, guard, watch = build_optimizers(cfg, players), None, Watch(cfg, speaks=rt.is_main)
-    if cfg.ppo.collapse > 0.0 and players.reference is not None:
-        guard = CollapseGuard(players.networks(), list(optimizers.values()), floor=cfg.ppo.collapse)
+    ppo, rates = cfg.ppo, {"actor": rate_of(cfg.ppo, cfg), "critic": cfg.ppo.critic_lr}
+    optimizers, guard = players.optimizers(rates, ppo.weight_decay), None
+    watch = Watch(cfg, speaks=rt.is_main)
+    if ppo.collapse > 0.0 and players.reference is not None:
+        guard = CollapseGuard(players.networks(), list(optimizers.values()), floor=ppo.collapse)
     register(rt, players, optimizers, guard, watch, data)
 
     images = data.target_images(cfg)
-    given = open_pseudo_labels(cfg, images)
+    given = open_pseudo_labels(cfg.inputs.pairs if ppo.pseudo_labels else (), images)
     rules = parts.rules_of(cfg, data.label_names)
-    size = batch_of(cfg.ppo, cfg)
-    steps = steps_of(cfg.ppo, cfg, len(images.ids), rt.world_size)
-    every = interval_of(cfg.ppo, cfg, steps)
-    for step in rt.steps(rt.checkpoint.resume(), steps):
+    course = course_of(ppo, cfg, len(images.ids), rt.world_size)
+    limits = {"actor": ppo.clip_norm, "critic": ppo.critic_clip_norm}
+    for step in rt.steps(rt.checkpoint.resume(), course.steps):
         stats: dict[str, float] = {}
         facts: dict[str, float] = {}
         if step == 1:
             facts = watch.begin(validate(rt, cfg, data, players.actor, judge, rules))
-        rate = set_rates(cfg, optimizers, step, steps, guard)
-        batch = draw(rt, images, cfg, stage="ppo", step=step, size=size)
+        rate = set_rates(
+            optimizers,
+            rates,
+            step,
+            course.steps,
+            warmup=ppo.warmup,
+            linear=ppo.decay == "linear",
+            guard=guard,
+        )
+        batch = draw(rt, images, cfg, stage="ppo", step=step, size=course.batch)
         players.actor.train()
         played = rollout(
             players.actor,
@@ -78,40 +77,16 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
             **given.of(batch),
         )
         if guard is None or guard.check(played, reduce=rt.reduce):
-            stats = improve(rt, cfg, players, optimizers, played, numbers, batch.ids).as_dict()
+            plain = ppo.algorithm == "pg"
+            stats = improve(
+                rt, players, optimizers, played, numbers, batch.ids, limits=limits, plain=plain
+            ).as_dict()
         rt.log(step, **stats, lr=rate, restored=0 if guard is None else guard.restored, **facts)
 
-        if step % every == 0 or step == rt.total_steps:
+        if step % course.every == 0 or step == rt.total_steps:
             found = validate(rt, cfg, data, players.actor, judge, rules)
             rt.log(step, **found, **watch.look(found))
             rt.best(step, found["val_reward"], name="val_reward")
-
-
-def improve(
-    rt: Runtime,
-    cfg: Rl4segConfig,
-    players: Players,
-    optimizers: dict[str, torch.optim.Optimizer],
-    played: Rollout,
-    numbers: PixelwisePPOConfig,
-    ids: list[str],
-) -> UpdateStats:
-    """Update actor and critic on one rollout; each has its own loss, optimiser and limit of its gradient."""
-    limits = {"actor": cfg.ppo.clip_norm, "critic": cfg.ppo.critic_clip_norm}
-    waiting: list[str] = []
-
-    def advance(part: str, loss: Tensor) -> None:
-        rt.backward(loss, cases=ids)
-        waiting.append(part)
-        if len(waiting) == len(optimizers):
-            # Both go backward before one steps: a step shares the buffers of all networks between ranks.
-            for name in waiting:
-                rt.step(optimizers[name], clip_norm=limits[name])
-            waiting.clear()
-
-    if cfg.ppo.algorithm == "pg":
-        return policy_gradient_update(players.actor, played, step=advance, autocast=rt.autocast)
-    return update(players.actor, players.critic, played, numbers, step=advance, autocast=rt.autocast)
 
 
 def settings(cfg: Rl4segConfig) -> PixelwisePPOConfig:
@@ -130,20 +105,6 @@ def settings(cfg: Rl4segConfig) -> PixelwisePPOConfig:
         eps_greedy=cfg.actor.eps_greedy,
         forced_target=ppo.pseudo_target,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Players:
-    """The policy that learns, the one it is held to, and the critic."""
-
-    actor: PixelActor
-    reference: PixelActor | None
-    critic: Critic | None
-
-    def networks(self) -> dict[str, torch.nn.Module]:
-        """What is trained, by name."""
-        found: dict[str, torch.nn.Module] = {"actor": self.actor.network}
-        return found | ({"critic": self.critic.network} if self.critic is not None else {})
 
 
 def start_players(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> Players:
@@ -172,10 +133,7 @@ def start_players(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> Players:
         reference = parts.as_actor(cfg, reference.network, data.classes).frozen()
     if cfg.loop.shrink_perturb and cfg.iteration > 1:
         loosen(cfg, data, [part for part in (actor, critic) if part is not None])
-    rt.prepare(actor.network, *([critic.network] if critic is not None else []))
-    if reference is not None:
-        rt.prepare(reference)
-    return Players(actor, reference, critic)
+    return Players(actor, reference, critic).prepare(rt)
 
 
 def loosen(cfg: Rl4segConfig, data: Domains, modules: list[PixelActor | Critic]) -> None:
@@ -188,35 +146,10 @@ def loosen(cfg: Rl4segConfig, data: Domains, modules: list[PixelActor | Critic])
             recalibrate(module, pieces(data.target_images(cfg), batch_of(cfg.ppo, cfg)))
 
 
-def build_optimizers(cfg: Rl4segConfig, players: Players) -> dict[str, torch.optim.Optimizer]:
-    """One Adam for the actor, one for the critic."""
-    rates = {"actor": rate_of(cfg.ppo, cfg), "critic": cfg.ppo.critic_lr}
-    return {
-        name: torch.optim.Adam(network.parameters(), lr=rates[name], weight_decay=cfg.ppo.weight_decay)
-        for name, network in players.networks().items()
-    }
-
-
-def set_rates(
-    cfg: Rl4segConfig,
-    optimizers: dict[str, torch.optim.Optimizer],
-    step: int,
-    steps: int,
-    guard: CollapseGuard | None,
-) -> float:
-    """Set the rates of a step and return that of the actor."""
-    part = schedules.warm_and_decay(step, steps, cfg.ppo.warmup, linear=cfg.ppo.decay == "linear")
-    if guard is not None:
-        part *= guard.rate
-    if "critic" in optimizers:
-        schedules.set_rate(optimizers["critic"], cfg.ppo.critic_lr * part)
-    return schedules.set_rate(optimizers["actor"], rate_of(cfg.ppo, cfg) * part)
-
-
 def register(
     rt: Runtime,
     players: Players,
-    optimizers: dict[str, torch.optim.Optimizer],
+    optimizers: Optimizers,
     guard: CollapseGuard | None,
     watch: Watch,
     data: Domains,

@@ -2,65 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from medrl.core.learned_reward.correctors import dice_per_image
-from medrl.core.rl.pixelwise import RewardFn, correlated_categorical
+from medrl.core.adaptation import watching
+from medrl.core.adaptation.actors import PixelActor
+from medrl.core.adaptation.watching import RewardOf
 from medrl.core.rng import torch_generator
 from medrl.core.validity import Rules
 from medrl.core.validity import is_valid as passes
 
-from .agent import PixelActor
 from .config import Rl4segConfig
 from .domains import Domains, ImageSet
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
 
-_BATCH = 16
-_RISE, _FALL = 0.01, 0.05
-_log = logging.getLogger("medrl.rl4seg")
 
-ALARMS = ("low_start_validity", "hacking")
-
-RewardOf = Callable[[Sequence[int]], RewardFn]
-"""Gives the reward function of the images with these numbers."""
-
-
-@torch.no_grad()
 def supervised(rt: Runtime, actor: PixelActor, data: Domains, rules: Rules) -> dict[str, float]:
-    """Dice on the source validation images, and the share of valid masks on both domains.
+    """Dice on the source validation images, and the share of valid masks on both domains."""
 
-    Target images are looked at without labels. The result is the same with any number of ranks.
-    """
-    found: dict[str, float] = {}
-    source, target = data.source.val, data.watched()
-    actor.eval()
-    if source is not None and source.labels is not None:
-        rows: dict[str, tuple[float, float]] = {}
-        for numbers in _own(rt, source):
-            masks = _greedy(rt, actor, source.images[numbers])
-            dice = dice_per_image(masks, torch.as_tensor(source.labels)[numbers], data.classes)
-            for number, value, mask in zip(numbers, dice.tolist(), masks, strict=True):
-                rows[source.ids[number]] = (value, float(passes(mask, rules)))
-        found["val_dice"], found["val_validity"] = _means(rt.gather(rows))
-    verdicts: dict[str, tuple[float]] = {}
-    for numbers in _own(rt, target):
-        masks = _greedy(rt, actor, target.images[numbers])
-        for number, mask in zip(numbers, masks, strict=True):
-            verdicts[target.ids[number]] = (float(passes(mask, rules)),)
-    (found["val_target_validity"],) = _means(rt.gather(verdicts))
-    actor.train()
-    return found
+    def valid(mask: Tensor) -> bool:
+        return passes(mask, rules)
+
+    return watching.supervised(rt, actor, data.source.val, data.watched(), valid)
 
 
-@torch.no_grad()
 def policy(
     rt: Runtime,
     cfg: Rl4segConfig,
@@ -69,122 +37,26 @@ def policy(
     images: ImageSet,
     rules: Rules,
 ) -> dict[str, float]:
-    """Reward of sampled and of greedy label maps, share of valid greedy ones, share of foreground.
-
-    No label is looked at. Every image has a random stream of its own, the same at each validation, so that
-    neither the number of ranks nor chance decides between two steps.
-    """
-    rows: dict[str, tuple[float, ...]] = {}
-    actor.eval()
-    for numbers in _own(rt, images):
-        seen = images.images[numbers].to(rt.device, torch.float32)
-        with rt.autocast():
-            log_probs = actor.log_probs(seen)
-        greedy = log_probs.argmax(dim=1)
-        sampled = torch.cat(
-            [
-                correlated_categorical(
-                    probability[None],
-                    cfg.ppo.sigma_px,
-                    torch_generator(cfg.train.seed, "rl4seg", "validation", images.ids[number]),
-                )
-                for number, probability in zip(numbers, log_probs.exp(), strict=True)
-            ]
-        )
-        judge = reward(numbers)
-        with rt.autocast():
-            earned = [
-                judge(masks, seen).float().flatten(1).mean(dim=1).tolist() for masks in (sampled, greedy)
-            ]
-        for at, number in enumerate(numbers):
-            mask = greedy[at].cpu()
-            rows[images.ids[number]] = (
-                earned[0][at],
-                earned[1][at],
-                float(passes(mask, rules)),
-                float((mask != 0).float().mean()),
-            )
-    actor.train()
-    names = ("val_reward", "val_reward_greedy", "val_validity", "val_foreground")
-    return dict(zip(names, _means(rt.gather(rows)), strict=True))
+    """Reward of sampled and of greedy label maps, share of valid greedy ones, share of foreground."""
+    return watching.policy(
+        rt,
+        actor,
+        reward,
+        images,
+        lambda mask: passes(mask, rules),
+        sigma_px=cfg.ppo.sigma_px,
+        stream=lambda name: torch_generator(cfg.train.seed, "rl4seg", "validation", name),
+    )
 
 
-class Watch:
+class Watch(watching.Watch):
     """Compares what is measured with the beginning and warns, once each.
 
     Args:
         cfg: Its limits.
         speaks: Whether warnings are said, or only logged as numbers.
-
-    Attributes:
-        start: What was measured before the first update.
-        alarms: Names of the alarms so far.
     """
 
     def __init__(self, cfg: Rl4segConfig, *, speaks: bool = True) -> None:
-        self.speaks = speaks
-        self.least = cfg.ppo.alarm_validity
-        self.help = "" if cfg.loop.start == "style" else "start from the style-tuned actor (--start style), "
-        self.start: dict[str, float] = {}
-        self.alarms: list[str] = []
-
-    def begin(self, found: Mapping[str, float]) -> dict[str, float]:
-        """Keep what the actor can do before the first update; return it for the log."""
-        self.start = dict(found)
-        if found["val_validity"] < self.least:
-            self._warn(
-                "low_start_validity",
-                f"only {found['val_validity']:.0%} of the masks on target images are valid at the start: "
-                f"little can be learned from pairs of such an actor; {self.help}train the source and style "
-                "actors longer, or check sample.* and rules",
-            )
-        shown = ("reward", "validity")
-        return {f"start_{name}": found[f"val_{name}"] for name in shown} | self.facts()
-
-    def look(self, found: Mapping[str, float]) -> dict[str, float]:
-        """Compare with the start; return the alarms for the log."""
-        gained = found["val_reward_greedy"] - self.start.get("val_reward_greedy", math.nan)
-        lost = self.start.get("val_validity", math.nan) - found["val_validity"]
-        if gained > _RISE and lost > _FALL:
-            self._warn(
-                "hacking",
-                f"the reward rose by {gained:.3f} while the share of valid masks fell by {lost:.0%}: the "
-                "policy exploits errors of the reward. Take an earlier checkpoint, raise ppo.kl, train "
-                "several reward nets (reward.nets 3), or give the corrector more weight",
-            )
-        return self.facts()
-
-    def facts(self) -> dict[str, float]:
-        """Return 1 for each alarm that was raised, 0 for the others."""
-        return {f"alarm_{name}": float(name in self.alarms) for name in ALARMS}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the start and the alarms."""
-        return {"start": dict(self.start), "alarms": list(self.alarms)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.start, self.alarms = dict(state["start"]), list(state["alarms"])
-
-    def _warn(self, name: str, text: str) -> None:
-        if name not in self.alarms:
-            self.alarms.append(name)
-            if self.speaks:
-                _log.warning("%s", text)
-
-
-def _greedy(rt: Runtime, actor: PixelActor, images: Tensor) -> Tensor:
-    with rt.autocast():
-        return actor.greedy(images.to(rt.device, torch.float32)).cpu()
-
-
-def _own(rt: Runtime, images: ImageSet) -> Iterator[list[int]]:
-    """Numbers of this rank's images, some at a time."""
-    own = list(range(rt.rank, len(images.ids), rt.world_size))
-    for start in range(0, len(own), _BATCH):
-        yield own[start : start + _BATCH]
-
-
-def _means(rows: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
-    values = list(rows.values())
-    return tuple(sum(column) / len(values) for column in zip(*values, strict=True))
+        advice = "" if cfg.loop.start == "style" else "start from the style-tuned actor (--start style), "
+        super().__init__(cfg.ppo.alarm_validity, help=advice, speaks=speaks)

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medrl.core.errors import ConfigError
-from medrl.core.rl.pixelwise import PixelwisePPOConfig, plain_steps, rollout, update
-from medrl.plugins.rl4seg.agent import (
+from medrl.core.adaptation.actors import (
     BinaryActor,
     CategoricalActor,
     Critic,
@@ -21,6 +19,8 @@ from medrl.plugins.rl4seg.agent import (
     recalibrate,
     shrink_and_perturb,
 )
+from medrl.core.errors import ConfigError
+from medrl.core.rl.pixelwise import PixelwisePPOConfig, plain_steps, rollout, update
 from medrl.plugins.rl4seg.models import ResNet18, SmallUNet, UNet
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medrl.core.adaptation.rewards import RandomReward
 from medrl.core.errors import ConfigError, DataError, RuntimeFault
 from medrl.core.learned_reward.correctors.base import CorrectorModule
 from medrl.core.learned_reward.net import RewardNet
@@ -18,7 +19,6 @@ from medrl.plugins.rl4seg.baselines import Budget, Refiner
 from medrl.plugins.rl4seg.baselines.adaptation import entropy
 from medrl.plugins.rl4seg.baselines.budget import indices
 from medrl.plugins.rl4seg.baselines.self_training import IGNORED
-from medrl.plugins.rl4seg.controls import RandomReward
 from medrl.plugins.rl4seg.data import ImageSet
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from medrl.core.adaptation import rewards as r
 from medrl.core.errors import ConfigError, RuntimeFault
 from medrl.core.learned_reward import CompositeReward, RewardNet, build_corrector
 from medrl.core.registry import Registry
-from medrl.plugins.rl4seg import rewards as r
 
 PRED = torch.tensor([[[0, 1, 2]]])
 GT = torch.tensor([[[0, 2, 2]]])
@@ -38,13 +38,13 @@ class LabelOf(nn.Module):
 def registry():
     found = Registry("rewards")
     add = found.recorder("rl4seg").add
-    here = "medrl.plugins.rl4seg.rewards"
+    here = "medrl.core.adaptation.rewards"
     for name, target in (
         ("pixelwise_accuracy", "PixelwiseAccuracy"),
         ("accuracy_map", "AccuracyMap"),
         ("accuracy", "Accuracy"),
         ("dice", "Dice"),
-        ("reward_unet", "RewardUNet"),
+        ("reward_unet", "LearnedReward"),
         ("composite", "Composite"),
     ):
         add(name, f"{here}:{target}", summary="for a test")
@@ -74,14 +74,14 @@ def test_oracles_look_at_each_image_by_itself_and_at_windows():
 
 def test_the_original_reward_is_the_sigmoid_of_logit_by_temperature():
     net = RewardNet([Constant(2.0)], classes=3, head="binary", encoding="scalar")
-    assert r.RewardUNet(net)(PRED, IMAGE).flatten().tolist() == pytest.approx([0.8808] * 3, abs=5e-5)
-    warm = r.RewardUNet(net, temperature=2.0)
+    assert r.LearnedReward(net)(PRED, IMAGE).flatten().tolist() == pytest.approx([0.8808] * 3, abs=5e-5)
+    warm = r.LearnedReward(net, temperature=2.0)
     assert warm(PRED, IMAGE).flatten().tolist() == pytest.approx([0.7311] * 3, abs=5e-5)
 
 
 def test_the_original_reward_net_sees_the_raw_label_value():
     net = RewardNet([LabelOf()], classes=3, head="binary", encoding="scalar")
-    assert torch.equal(r.RewardUNet(net)(PRED, IMAGE), torch.sigmoid(PRED.float()))
+    assert torch.equal(r.LearnedReward(net)(PRED, IMAGE), torch.sigmoid(PRED.float()))
 
 
 def test_the_composite_is_that_of_core():
@@ -98,7 +98,7 @@ def test_a_bound_reward_is_a_function_of_actions_and_images():
     bound = r.PixelwiseAccuracy().bind(GT)
     assert bound(PRED, IMAGE).tolist() == [[[1.0, 0.0, 1.0]]]
     net = RewardNet([Constant(2.0)], classes=3, head="binary")
-    learned = r.RewardUNet(net)
+    learned = r.LearnedReward(net)
     assert torch.equal(learned.bind()(PRED, IMAGE), learned(PRED, IMAGE))
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from medrl.core.adaptation import schedules
+from medrl.core.adaptation.fitting import Plateau
 from medrl.core.checkpoint import find_checkpoint, load_checkpoint
 from medrl.core.config import Layer, resolve
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.learned_reward import PairSet
-from medrl.plugins.rl4seg import corrector_training, loop, parts, pretrain, reward_training, schedules, train
+from medrl.plugins.rl4seg import corrector_training, loop, parts, pretrain, reward_training, train
 from medrl.plugins.rl4seg.config import Rl4segConfig
 from medrl.plugins.rl4seg.domains import load_domains
-from medrl.plugins.rl4seg.reward_training import Plateau
 from medrl.plugins.rl4seg.watching import Watch
 
 

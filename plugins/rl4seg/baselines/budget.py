@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from medrl.core import rng
+from medrl.core.adaptation.actors import PixelActor
 from medrl.core.errors import RuntimeFault
-
-from ..agent import PixelActor
 
 if TYPE_CHECKING:
     from ..data import ImageSet

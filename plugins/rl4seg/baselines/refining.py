@@ -66,9 +66,7 @@ class Refiner:
         return {"reward": self.rewarded, "both": self.both, "mixed": self.mixed}[way](masks, images)
 
     @torch.no_grad()
-    def _apply(
-        self, masks: Tensor, images: Tensor | None, change: Callable[[Tensor, Any], Tensor]
-    ) -> Tensor:
+    def _apply(self, masks: Tensor, images: Tensor | None, change: Callable[[Tensor, Any], Tensor]) -> Tensor:
         def parts() -> Iterator[Tensor]:
             for start in range(0, len(masks), self.batch):
                 actions = masks[start : start + self.batch].to(self.device).long()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medrl.core import rng
+from medrl.core.adaptation.actors import PixelActor
 from medrl.core.checkpoint import write_checkpoint
 from medrl.core.config import Layer
 from medrl.core.errors import ConfigError, DataError
@@ -23,7 +24,6 @@ from medrl.core.stages import Pipeline
 
 from .. import baselines, loop, parts, tsit
 from .. import data as rl4seg_data
-from ..agent import PixelActor
 from ..baselines import Budget, Refiner
 from ..baselines.refining import Way
 from ..config import Rl4segConfig

@@ -186,18 +186,28 @@ class Critic(_Normalised):
     Args:
         network: Such a network.
         bn_mode: ``batch`` by default: a critic begins untrained, when stored statistics mean nothing.
+        deep: Where the network gives maps of falling resolution, give values at each; otherwise at the first
+            alone.
     """
 
-    def __init__(self, network: nn.Module, *, bn_mode: BnMode = "batch") -> None:
+    def __init__(self, network: nn.Module, *, bn_mode: BnMode = "batch", deep: bool = False) -> None:
         super().__init__(network, bn_mode=bn_mode)
+        self.deep = deep
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Values ``(N, *S)``, or ``(N, 1, …, 1)`` with as many dimensions, in [0, 1], float32.
 
         Raises:
             ConfigError: The network has more than one output channel.
         """
-        raw = logits_of(self.network(images))
+        found = self.network(images)
+        if self.deep and isinstance(found, (list, tuple)):
+            return [self._values(item, images) for item in found]
+        return self._values(found, images)
+
+    @staticmethod
+    def _values(output: Any, images: Tensor) -> Tensor:
+        raw = logits_of(output)
         _check_channels(raw, 1, "critic")
         values = torch.sigmoid(raw.float())
         if values.ndim == 2:
@@ -249,7 +259,7 @@ def logits_of(result: Any) -> Tensor:
     raise ConfigError(
         "model of the actor",
         why=f"its forward returned {type(result).__name__}, not logits",
-        do="choose a segmentation model, for example --set model.name=rl4seg.unet",
+        do="choose a segmentation model; `medrl methods` names them",
     )
 
 

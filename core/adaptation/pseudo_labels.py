@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ from medrl.core.errors import DataError
 from medrl.core.volume.write import write_bytes
 
 if TYPE_CHECKING:
-    from .config import Rl4segConfig
-    from .domains import Batch, ImageSet
+    from .sets import Batch, ImageSet
 
 FILE = "pseudo_labels.npz"
 
@@ -70,11 +69,10 @@ class PseudoLabels:
         return {"forced": torch.tensor(known), "forced_actions": actions.long()}
 
 
-def open_pseudo_labels(cfg: Rl4segConfig, images: ImageSet) -> PseudoLabels:
-    """Read the plausible predictions of all iterations so far; later ones win."""
+def open_pseudo_labels(folders: Iterable[Path], images: ImageSet) -> PseudoLabels:
+    """Read the plausible predictions of folders of pairs, those on a set of images; later ones win."""
     found: dict[str, Tensor] = {}
-    if cfg.ppo.pseudo_labels:
-        for folder in cfg.inputs.pairs:
-            found |= read(folder)
+    for folder in folders:
+        found |= read(folder)
     wanted = set(images.ids)
     return PseudoLabels({name: mask for name, mask in found.items() if name in wanted})

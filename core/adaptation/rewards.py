@@ -4,31 +4,35 @@ A reward is called with actions ``(N, *S)`` and images ``(N, C, *S)`` and gives 
 each pixel ``(N, *S)``, or one for each image ``(N, 1, …, 1)``. Oracles need the reference labels as well;
 `bind` gives them once, so that every reward becomes a function of actions and images.
 
-Source: specification §4; findings step 6.
+Source: specification of rl4seg §4; findings step 6.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from medrl.core import rng
 from medrl.core.errors import ConfigError, RuntimeFault
 from medrl.core.learned_reward.composite import CompositeReward
 from medrl.core.learned_reward.correctors import Corrector, dice_per_image
 from medrl.core.learned_reward.net import RewardNet
 from medrl.core.registry import Registry
 
+from .sets import ImageSet
+
 RewardFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """What every reward of rl4seg is.
+    """What every reward of label maps is.
 
     Attributes:
         needs_truth: Whether it is an oracle: it compares with reference labels, which an unsupervised run
@@ -129,7 +133,7 @@ class Dice(_Bound):
         return dice.view(-1, *[1] * (actions.dim() - 1))
 
 
-class RewardUNet(_Bound):
+class LearnedReward(_Bound):
     """The reward net alone; ``(N, *S)``.
 
     With a binary head and scalar encoding this is the original's: σ(net([image, label]) / T), no threshold.
@@ -168,6 +172,35 @@ class Composite(_Bound):
         return self.composite.reward(actions, images)
 
 
+class RandomReward:
+    """Uniform noise in [0, 1) for each pixel; ``(N, *S)``.
+
+    The noise depends on the seed and on the label maps as a whole, so that a resumed run earns the same. No
+    label is worth more than another.
+
+    Args:
+        seed: Another seed is other noise.
+    """
+
+    needs_truth: ClassVar[bool] = False
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    @torch.no_grad()
+    def __call__(self, actions: Tensor, images: Tensor, truth: Tensor | None = None) -> Tensor:
+        """Reward ``(N, *S)``; neither image nor reference labels are looked at."""
+        del images, truth
+        digest = hashlib.sha256(actions.to("cpu", torch.uint8).contiguous().numpy().tobytes()).hexdigest()
+        generator = rng.torch_generator(self.seed, "random-reward", digest)
+        return torch.rand(actions.shape, generator=generator).to(actions.device)
+
+    def bind(self, truth: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the reward as a function of actions and images."""
+        del truth
+        return lambda actions, images: self(actions, images)
+
+
 def build_reward(
     registry: Registry[Any],
     name: str,
@@ -181,7 +214,7 @@ def build_reward(
 
     Args:
         registry: Of rewards.
-        name: Key, such as ``rl4seg.composite``.
+        name: Key, such as ``<plugin>.composite``.
         classes: K, for rewards that ask for it.
         reward_net: Trained reward net, for rewards that ask for it.
         corrector: Corrector, for rewards that ask for it.
@@ -202,9 +235,46 @@ def build_reward(
         raise ConfigError(
             f"reward '{name}'",
             why="it does not reward label maps on images",
-            do="choose a reward of rl4seg",
+            do="choose a reward of label maps; `medrl methods` names them",
         )
     return made
+
+
+class Judge:
+    """A reward, and for oracles the reference labels that it compares with.
+
+    Args:
+        reward: The reward.
+        device: Where it computes.
+    """
+
+    def __init__(self, reward: Reward, device: torch.device) -> None:
+        self.reward, self.device = reward, device
+
+    def of(self, images: ImageSet, index: Sequence[int]) -> RewardFn:
+        """Return the reward as a function of actions and of the images with these numbers.
+
+        Raises:
+            ConfigError: An oracle is asked about images whose labels were not read.
+        """
+        labels = None if images.labels is None else torch.as_tensor(images.labels)[list(index)]
+        return self.on(labels)
+
+    def on(self, labels: Tensor | None) -> RewardFn:
+        """Return the reward as a function of actions and of images with these labels ``(N, *S)``.
+
+        Raises:
+            ConfigError: An oracle is asked about images whose labels were not read.
+        """
+        if not self.reward.needs_truth:
+            return self.reward.bind()
+        if labels is None:
+            raise ConfigError(
+                "reward.name",
+                why="this reward compares with labels of the target, which are not read",
+                do="a learned reward; an upper bound with labels: --allow-target-labels",
+            )
+        return self.reward.bind(labels.long().to(self.device))
 
 
 def _right(reward: _Bound, actions: Tensor, truth: Tensor | None, images: Tensor) -> Tensor:
@@ -236,5 +306,5 @@ def _without_labels(reward: object) -> ConfigError:
     return ConfigError(
         f"reward {type(reward).__name__}",
         why="it compares with reference labels of the target, and there are none",
-        do="choose reward.name rl4seg.composite or rl4seg.reward_unet",
+        do="choose a learned reward; an upper bound with labels: target.allow_labels",
     )
