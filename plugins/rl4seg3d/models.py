@@ -156,13 +156,20 @@ class UNet3d(nn.Module):
         """Give ``(N, out_channels, X, Y, T)`` for ``(N, in_channels, X, Y, T)``.
 
         Raises:
-            RuntimeFault: A size is no multiple of `divisor`.
+            RuntimeFault: A size is no multiple of `divisor`, or one voxel would be left at the bottom, which
+                cannot be normalised.
         """
         if any(size % step for size, step in zip(image.shape[2:], self.divisor, strict=True)):
             raise RuntimeFault(
                 "the network",
                 why=f"an image of {tuple(image.shape[2:])}, sizes must be multiples of {self.divisor}",
                 do="pad the image, or cut it into windows of so many frames",
+            )
+        if tuple(image.shape[2:]) == self.divisor:
+            raise RuntimeFault(
+                "the network",
+                why=f"an image of {self.divisor} leaves one voxel at the lowest level, which has no variance",
+                do="pad the image",
             )
         skips: list[Tensor] = [self.input_block(image)]
         for block in self.downsamples:

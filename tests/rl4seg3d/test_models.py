@@ -57,6 +57,11 @@ def test_lengths_that_are_no_multiple_of_four_are_refused(frames):
         UNet3d(base_filters=4)(torch.rand(1, 1, 32, 32, frames))
 
 
+def test_an_image_that_leaves_one_voxel_is_refused():
+    with pytest.raises(RuntimeFault, match="one voxel"):
+        UNet3d(base_filters=4)(torch.rand(1, 1, 32, 32, 4))
+
+
 def test_heads_of_lower_levels_are_trained_only_where_they_are_used():
     plain = UNet3d(base_filters=4)
     assert not any(p.requires_grad for p in plain.deep_supervision_heads.parameters())

@@ -33,12 +33,14 @@ class Plan:
     Attributes:
         spacing_mm: Pixel size of the network along X and Y; None keeps that of the file.
         multiple: Frames are padded with zeros to multiples of this.
+        least: Sides are padded to this at least.
         equalise: CLAHE of each frame: `on`, `off`, or `auto`, which leaves images alone whose values
             already lie in [0, 1], because those were equalised when they were made.
     """
 
     spacing_mm: tuple[float, float] | None = (0.37, 0.37)
     multiple: int = 32
+    least: int = 0
     equalise: Equalise = "auto"
 
 
@@ -83,7 +85,7 @@ def prepare(sequence: EchoSequence, plan: Plan) -> Prepared:
         back.append(_at(size, count, own / new))
     images = scaled(sequence.frames)
     used = _is_raw(sequence.frames) if plan.equalise == "auto" else plan.equalise == "on"
-    full = [-(-count // plan.multiple) * plan.multiple for count in sizes]
+    full = [-(-max(count, plan.least) // plan.multiple) * plan.multiple for count in sizes]
     before = [(whole - count) // 2 for whole, count in zip(full, sizes, strict=True)]
     inner = (slice(before[0], before[0] + sizes[0]), slice(before[1], before[1] + sizes[1]))
     result = np.zeros((full[0], full[1], images.shape[2]), dtype=np.float32)
