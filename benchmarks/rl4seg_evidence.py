@@ -429,7 +429,8 @@ images and seeds, and `k/n` counts the seeds on which it is positive. Rows of ro
 in training; no other row does. Rates of the baselines were chosen on other seeds (group `tune`). So were, by
 one look at one dealing of the patients, the settings of the real images: there images and labels of the
 source are moved at random (`source.spatial` and `style.spatial` 1) and learn longer (600 steps, reward net
-400), as 16 patients are few. As all dealings are of the same 32 patients, that look is not independent of the results.
+400), as 16 patients are few. As all dealings are of the same 32 patients, that look is not independent of the
+results.
 
 Cautions: the synthetic shift (haze, shadows, attenuation, coarser speckle) resembles the style changes, and
 source and target hearts come from one distribution except where the heading says otherwise; both favour style

@@ -19,7 +19,15 @@ from __future__ import annotations
 
 from .composite import CompositeReward
 from .correctors import Corrector, CorrectorModule, LearnedCorrector, build_corrector
-from .corruption import AffineRanges, CorruptionRanges, corrupt_mask, corrupt_masks, jitter_masks
+from .corruption import (
+    AFFINE,
+    AffineRanges,
+    CorruptionRanges,
+    corrupt_mask,
+    corrupt_masks,
+    jitter_images,
+    jitter_masks,
+)
 from .encoding import encode, input_channels, one_hot
 from .fields import from_params
 from .net import RewardNet, fuse, stretch_frames, widen_input
@@ -41,6 +49,7 @@ from .style import StyleRanges, StyleShift, match_histogram, swap_amplitude
 from .temperature import fit_temperature
 
 __all__ = [
+    "AFFINE",
     "AffineRanges",
     "CompositeReward",
     "Corrector",
@@ -68,6 +77,7 @@ __all__ = [
     "fuse",
     "held_out_quality",
     "input_channels",
+    "jitter_images",
     "jitter_masks",
     "match_histogram",
     "near_foreground",

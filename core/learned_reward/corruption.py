@@ -28,6 +28,7 @@ from .fields import (
     log_uniform,
     normals,
     refuse,
+    sample_images,
     sample_labels,
     smooth_field,
     uniform,
@@ -56,6 +57,15 @@ class AffineRanges:
     rotation: Range = (-15.0, 15.0)
     scale: Range = (0.85, 1.2)
     shift: Range = (-0.08, 0.08)
+
+    def scaled(self, strength: float) -> AffineRanges:
+        """Go `strength` times as far."""
+        low, high = (math.log(value) * strength for value in self.scale)
+        return AffineRanges(
+            rotation=(self.rotation[0] * strength, self.rotation[1] * strength),
+            scale=(math.exp(low), math.exp(high)),
+            shift=(self.shift[0] * strength, self.shift[1] * strength),
+        )
 
     def __post_init__(self) -> None:
         refuse(
@@ -154,6 +164,33 @@ def jitter_masks(
     streams = _streams(masks, seed, "jitter", keys)
     if not streams:
         return masks.clone()
+    return sample_labels(masks, *_affine(masks, streams, ranges))
+
+
+def jitter_images(
+    images: Tensor, masks: Tensor, *, seed: int, keys: Sequence[object], ranges: AffineRanges = AFFINE
+) -> tuple[Tensor, Tensor]:
+    """Move images and their label maps by the same random affine maps, all frames alike.
+
+    Args:
+        images: ``(N, C, *S)``.
+        masks: ``(N, *S)`` of any integer type.
+        seed: Of all draws.
+        keys: N names that with the seed decide what is drawn.
+        ranges: How far.
+
+    Returns:
+        Images, linearly interpolated and 0 beyond the border, and label maps as from `jitter_masks`.
+    """
+    streams = _streams(masks, seed, "jitter", keys)
+    if not streams:
+        return images.clone(), masks.clone()
+    x, y = _affine(masks, streams, ranges)
+    return sample_images(images, x, y), sample_labels(masks, x, y)
+
+
+def _affine(masks: Tensor, streams: list[np.random.Generator], ranges: AffineRanges) -> tuple[Tensor, Tensor]:
+    """Where each pixel of moved label maps comes from, −1 to 1 along x and y."""
     r = ranges
     unit = np.stack([stream.random(4) for stream in streams])
     dims = masks.dim()
@@ -169,7 +206,7 @@ def jitter_masks(
     away_x, away_y = (x - shift_x) / scale, (y - shift_y) / scale
     from_x = torch.cos(angle) * away_x + torch.sin(angle) / aspect * away_y
     from_y = torch.cos(angle) * away_y - torch.sin(angle) * aspect * away_x
-    return sample_labels(masks, from_x.expand(masks.shape), from_y.expand(masks.shape))
+    return from_x.expand(masks.shape), from_y.expand(masks.shape)
 
 
 def corrupt_masks(

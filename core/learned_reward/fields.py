@@ -133,6 +133,26 @@ def sample_labels(masks: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return flat.gather(1, index.reshape(flat.shape)).view(masks.shape)
 
 
+def sample_images(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Take intensities at other places of the same frame, linearly interpolated; 0 beyond the border.
+
+    Args:
+        images: ``(N, C, *S)``.
+        x: ``(N, *S)`` where to look along the first axis, −1 to 1, the same for all frames.
+        y: ``(N, *S)`` the same along the second axis.
+    """
+    flat = images if images.dim() == 4 else images.movedim(-1, 2).flatten(1, 2)
+    if x.dim() == 4:
+        x, y = x[..., 0], y[..., 0]
+    # The last axis of the grid names the last axis of the image first.
+    grid = torch.stack((y, x), dim=-1).to(flat)
+    moved = torch.nn.functional.grid_sample(flat, grid, padding_mode="zeros", align_corners=True)
+    if images.dim() == 4:
+        return moved
+    frames = images.shape[-1]
+    return moved.unflatten(1, (images.shape[1], frames)).movedim(2, -1)
+
+
 def checked_range(name: str, limits: Range | None, low: float, high: float, *, positive: bool = False) -> str:
     """Say what is wrong with a range, or nothing."""
     if limits is None:

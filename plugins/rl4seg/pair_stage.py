@@ -15,6 +15,7 @@ from medrl.core.adaptation import pseudo_labels
 from medrl.core.adaptation.loop import Beat
 from medrl.core.errors import DataError
 from medrl.core.learned_reward import (
+    AFFINE,
     PairSet,
     PairWriter,
     PredictionRecipe,
@@ -77,6 +78,8 @@ def _synthetic(job: TrainJob, data: Domains, folder: Path, device: torch.device,
         actors["actor"] = _asked(_actor(job, data, "actor", device), beat)
     recipe = from_params(SyntheticRecipe, cfg.pairs.params, "pairs.params")
     recipe = replace(recipe, style=parts.style_shift(cfg, "pairs").ranges)
+    if cfg.style.spatial:
+        recipe = replace(recipe, spatial=AFFINE.scaled(cfg.style.spatial))
     count = cfg.pairs.count
     if cfg.train.max_steps:  # a trial makes no more pairs than its reward net can see
         count = min(count, max(16, steps_of(cfg.reward, cfg, count) * batch_of(cfg.reward, cfg)))

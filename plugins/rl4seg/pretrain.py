@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from medrl.core.adaptation.fitting import Lesson, adam, descend
 from medrl.core.adaptation.supervised import cross_entropy
+from medrl.core.learned_reward import AFFINE, jitter_images
+from medrl.core.rng import derive_seed
 
 from . import parts, watching
 from .config import Rl4segConfig, StyleConfig, SupervisedConfig
@@ -41,15 +43,20 @@ def fit(rt: Runtime, cfg: Rl4segConfig, data: Domains) -> None:
     rt.checkpoint.describe(**data.facts())
     shift = parts.style_shift(cfg, "style") if isinstance(stage, StyleConfig) else None
     rules = parts.rules_of(cfg, data.label_names)
+    moving = derive_seed(cfg.train.seed, "spatial", cfg.stage)
 
     def lesson(step: int) -> Lesson:
         batch = draw(rt, images, cfg, stage=cfg.stage, step=step, size=course.batch)
-        seen = batch.images
+        seen, truth = batch.images, batch.truth()
+        keys = [(name, step) for name in batch.ids]
+        if stage.spatial:
+            ranges = AFFINE.scaled(stage.spatial)
+            seen, truth = jitter_images(seen, truth, seed=moving, keys=keys, ranges=ranges)
         if shift is not None:
-            seen = shift(seen, [(name, step) for name in batch.ids], data.target.train.images)
+            seen = shift(seen, keys, data.target.train.images)
         actor.train()
         with rt.autocast():
-            loss = cross_entropy(actor, seen, batch.truth(), smoothing=stage.label_smoothing)
+            loss = cross_entropy(actor, seen, truth, smoothing=stage.label_smoothing)
         return Lesson(loss, batch.ids)
 
     descend(

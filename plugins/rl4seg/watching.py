@@ -26,7 +26,8 @@ def supervised(rt: Runtime, actor: PixelActor, data: Domains, rules: Rules) -> d
     def valid(mask: Tensor) -> bool:
         return passes(mask, rules)
 
-    return watching.supervised(rt, actor, data.source.val, data.watched(), valid)
+    target = data.watched() if data.unlabelled is not None else None
+    return watching.supervised(rt, actor, data.source.val, target, valid)
 
 
 def policy(

@@ -17,6 +17,7 @@ from medrl.core.learned_reward import (
     corrupt_mask,
     corrupt_masks,
     from_params,
+    jitter_images,
     jitter_masks,
     match_histogram,
     sample_actions,
@@ -347,6 +348,38 @@ def test_jitter_is_the_same_in_all_frames():
     moved = jitter_masks(window, seed=0, keys="abc")
     assert torch.equal(moved, moved[..., :1].expand_as(moved))
     assert torch.equal(moved[..., 0], jitter_masks(heart(n=3), seed=0, keys="abc"))
+
+
+@pytest.mark.parametrize("frames", [None, 3])
+def test_images_move_with_their_label_maps(frames):
+    mask = heart(n=3)
+    image = torch.stack([mask == 1, mask == 2], dim=1).float()
+    if frames:
+        mask = mask.unsqueeze(-1).expand(*mask.shape, frames).contiguous()
+        image = image.unsqueeze(-1).expand(*image.shape, frames).contiguous()
+    moved, labels = jitter_images(image, mask, seed=0, keys="abc")
+    assert moved.shape == image.shape
+    assert torch.equal(labels, jitter_masks(mask, seed=0, keys="abc"))
+    assert not torch.equal(labels, mask)
+    for label in (1, 2):
+        inside = (moved[:, label - 1] > 0.5) == (labels == label)
+        assert inside.float().mean() > 0.99
+    if frames:
+        assert torch.equal(moved, moved[..., :1].expand_as(moved))
+
+
+def test_images_that_do_not_move_stay_as_they_are():
+    image, mask = random(2, 1, 12, 10), heart((12, 10), n=2)[:, :12, :10]
+    moved, labels = jitter_images(image, mask, seed=0, keys="ab", ranges=AffineRanges().scaled(0.0))
+    torch.testing.assert_close(moved, image, rtol=0, atol=1e-6)
+    assert torch.equal(labels, mask)
+
+
+def test_half_the_strength_goes_half_as_far():
+    half = AffineRanges(rotation=(-20, 10), scale=(0.25, 4.0), shift=(-0.2, 0.1)).scaled(0.5)
+    assert half.rotation == (-10, 5)
+    assert half.scale == pytest.approx((0.5, 2.0))
+    assert half.shift == pytest.approx((-0.1, 0.05))
 
 
 # -- sampling ---------------------------------------------------------------------------------------

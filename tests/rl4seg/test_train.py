@@ -112,6 +112,33 @@ def test_style_goes_on_from_the_source_actor_and_changes_every_image(
     assert not torch.equal(seen[1], seen[2])
 
 
+def test_few_patients_are_moved_with_their_labels(alone, tmp_path, monkeypatch):
+    seen = []
+    original = pretrain.cross_entropy
+
+    def spy(actor, images, labels, **settings):
+        seen.append((images.clone(), labels.clone()))
+        return original(actor, images, labels, **settings)
+
+    monkeypatch.setattr(pretrain, "cross_entropy", spy)
+    alone(tmp_path / "still", "source")
+    still = list(seen)
+    seen.clear()
+    alone(tmp_path / "moved", "source", {"source": {"spatial": 1.0}})
+    assert len(still) == len(seen) > 0
+    for (before, truth), (after, labels) in zip(still, seen, strict=True):
+        assert before.shape == after.shape
+        assert not torch.equal(before, after)
+        assert 0.0 < float((truth != labels).float().mean()) < 0.5
+
+
+def test_the_source_is_learned_without_a_target(tmp_path, make_job, tools):
+    base = {"stage": "source", "alone": True, "target": {"root": None}}
+    loop.run(make_job(tmp_path / "run", base))
+    last = [row for row in tools.records(tmp_path / "run") if "val_dice" in row][-1]
+    assert "val_target_validity" not in last
+
+
 def test_a_binary_actor_takes_no_label_smoothing():
     class One(torch.nn.Module):
         def forward(self, images):

@@ -14,7 +14,15 @@ from torch import Tensor
 from medrl.core.errors import DataError
 from medrl.core.rng import derive_seed, numpy_generator
 
-from ..corruption import AFFINE, CORRUPTION, AffineRanges, CorruptionRanges, corrupt_masks, jitter_masks
+from ..corruption import (
+    AFFINE,
+    CORRUPTION,
+    AffineRanges,
+    CorruptionRanges,
+    corrupt_masks,
+    jitter_images,
+    jitter_masks,
+)
 from ..fields import Range, checked_range, refuse, uniform
 from ..modes import class_logits, evaluating
 from ..sampling import sample_actions
@@ -42,6 +50,7 @@ class SyntheticRecipe:
         style: Of the images.
         corruption: Of `corrupted`; its warp is that of `warped`.
         affine: Of `warped`.
+        spatial: Move image and label together, before anything else; None leaves them where they are.
 
     Raises:
         ConfigError: A share or range makes no sense.
@@ -60,6 +69,7 @@ class SyntheticRecipe:
     style: StyleRanges = STYLE
     corruption: CorruptionRanges = CORRUPTION
     affine: AffineRanges = AFFINE
+    spatial: AffineRanges | None = None
 
     def __post_init__(self) -> None:
         shares = {name: getattr(self, name) for name in KINDS}
@@ -181,8 +191,14 @@ class _Maker:
         """Make and write the pairs with these numbers, of these kinds, on these images."""
         at = torch.from_numpy(rows)
         labels = self.labels[at].to(self.device)
+        seen = self.images[at].to(self.device)
+        if self.recipe.spatial is not None:
+            moving = derive_seed(self.own_seed, "spatial")
+            seen, labels = jitter_images(
+                seen, labels, seed=moving, keys=list(numbers), ranges=self.recipe.spatial
+            )
         styles = self.shift.draw(list(numbers), 0 if self.targets is None else self.targets.shape[0])
-        styled = self.shift.apply(self.images[at].to(self.device), styles, self.targets)
+        styled = self.shift.apply(seen, styles, self.targets)
         # As they will be stored: actors and reward net look at the same bytes.
         styled = styled.mul(255.0).round().to(torch.uint8)
         actions = labels.clone()
