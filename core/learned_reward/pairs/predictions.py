@@ -307,7 +307,7 @@ def _by_weight_noise(
     for strength in recipe.weight_noise:
         for number, own in sorted(draws.items()):
             generator = torch_generator(seed, "weight noise", strength, number)
-            weights = _noisy(
+            weights = noisy_weights(
                 predictor.network, strength, generator, relative=recipe.noise_scale == "relative"
             )
             for row, action in predictor.greedy(own, weights=weights):
@@ -348,10 +348,17 @@ def with_noise(images: Tensor, noise: Tensor) -> Tensor:
     return noisy / torch.where(most > 0, most, torch.ones_like(most))
 
 
-def _noisy(
+def noisy_weights(
     network: nn.Module, strength: float, generator: torch.Generator, *, relative: bool
 ) -> dict[str, Tensor]:
-    """Parameters plus noise, drawn on the CPU in the order of their names; the network keeps its own."""
+    """Return the parameters plus noise, drawn on the CPU in the order of their names.
+
+    Args:
+        network: Keeps its own parameters.
+        strength: Standard deviation of the noise.
+        generator: On the CPU.
+        relative: Times the root mean square of each parameter.
+    """
     noisy = {}
     for name, parameter in sorted(network.named_parameters()):
         clean = parameter.detach()
