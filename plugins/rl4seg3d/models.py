@@ -33,7 +33,21 @@ class ConvLayer(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map ``(N, before, …)`` to ``(N, after, …)``."""
-        return F.leaky_relu(self.norm(self.conv(maps)), SLOPE, inplace=True)
+        return F.leaky_relu(self.norm(self._convolved(maps)), SLOPE, inplace=True)
+
+    def _convolved(self, maps: Tensor) -> Tensor:
+        """Convolve; in bf16 on a CPU, not where one frame is left of two.
+
+        There, convolutions of stride 2 with matrix units (oneDNN, seen in torch 2.13) read memory that is not
+        theirs: their output is wrong or not finite. Two frames of zeros behind avoid the case and change
+        nothing of the first frame of the output.
+        """
+        fragile = maps.shape[-1] <= 2 and self.conv.stride[-1] == 2 and self.conv.kernel_size[-1] == 3
+        if fragile and maps.device.type == "cpu" and _in_bf16(maps):
+            padded: Tensor = self.conv(F.pad(maps, (0, 4 - maps.shape[-1])))
+            return padded[..., :1]
+        result: Tensor = self.conv(maps)
+        return result
 
 
 class ConvBlock(nn.Module):
@@ -263,6 +277,12 @@ def _unfold(maps: Tensor, side: int) -> Tensor:
     n, c, x, y, t = maps.shape
     parts = maps.reshape(n, c // side**2, side, side, x, y, t).permute(0, 1, 4, 2, 5, 3, 6)
     return parts.reshape(n, c // side**2, x * side, y * side, t)
+
+
+def _in_bf16(maps: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return maps.dtype == torch.bfloat16
 
 
 def _widths(base: int, levels: int) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from medrl.core.errors import ConfigError, RuntimeFault
-from medrl.plugins.rl4seg3d.models import SmallUNet3d, UNet3d
+from medrl.plugins.rl4seg3d.models import ConvLayer, SmallUNet3d, UNet3d
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,21 @@ def test_the_small_network_takes_any_size(size):
     net = SmallUNet3d(channels=(4, 8, 8))
     with torch.no_grad():
         assert net(torch.rand(2, 1, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_half_precision_is_right_where_one_frame_is_left(frames):
+    torch.manual_seed(0)
+    layer = ConvLayer(32, 64, (3, 3, 3), (2, 2, 2)).eval()
+    maps = torch.randn(1, 32, 8, 8, frames)
+    with torch.no_grad():
+        exact = layer(maps)
+        half = copy.deepcopy(layer).bfloat16()(maps.bfloat16()).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = layer(maps).float()
+    assert exact.shape == half.shape == (1, 64, 4, 4, 1)
+    assert (half - exact).abs().mean() < 0.02 * exact.abs().mean()
+    assert (mixed - exact).abs().mean() < 0.02 * exact.abs().mean()
 
 
 def test_the_small_network_puts_pixels_back_where_they_were():
