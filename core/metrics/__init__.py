@@ -5,7 +5,14 @@ One rule for empty masks holds for all of them, see `medrl.core.metrics.cases`.
 
 from __future__ import annotations
 
-from .calibration import Reliability, brier_score, expected_calibration_error, reliability
+from .calibration import (
+    Reliability,
+    adaptive_calibration_error,
+    brier_score,
+    expected_calibration_error,
+    mutual_information,
+    reliability,
+)
 from .cases import (
     DEFAULT_METRICS,
     METRICS,
@@ -37,6 +44,7 @@ __all__ = [
     "Row",
     "Summary",
     "SurfaceDistances",
+    "adaptive_calibration_error",
     "assd",
     "auroc",
     "average_precision",
@@ -52,6 +60,7 @@ __all__ = [
     "iou",
     "lesion_candidates",
     "match_lesions",
+    "mutual_information",
     "nsd",
     "pool",
     "pooled_dice",

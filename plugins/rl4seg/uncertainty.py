@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medrl.core import rng
 from medrl.core.errors import DataError
-from medrl.core.metrics import auroc, dice, reliability
+from medrl.core.metrics import adaptive_calibration_error, auroc, dice, mutual_information, reliability
 
 from .scoring import probabilities
 
@@ -117,46 +117,6 @@ def assess(found: Confidence, truth: NDArray[Any]) -> Quality:
         r_sum=pearson(scores, relative),
         dice=_finite_mean(scores),
     )
-
-
-def adaptive_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], *, bins: int = BINS) -> float:
-    """Return the calibration error over bins of equally many pixels, weighted by pixels; NaN without any.
-
-    Source: Nixon et al. 2019, for one confidence a pixel. Deviation: RL4Seg divides by the number of bins
-    where the number of pixels belongs, which gives values far above 1.
-    """
-    values = np.asarray(confidence, dtype=np.float64).ravel()
-    hits = np.asarray(correct).ravel().astype(np.float64)
-    if values.size == 0:
-        return math.nan
-    order = np.argsort(values, kind="stable")
-    gap = 0.0
-    for part in np.array_split(order, bins):
-        if part.size:
-            gap += part.size * abs(float(values[part].mean()) - float(hits[part].mean()))
-    return gap / values.size
-
-
-def mutual_information(correct: NDArray[Any], confidence: NDArray[Any], *, bins: int = 10) -> float:
-    """Return ``2 I / (H + H)`` of being right and confidence over a ``bins × bins`` histogram.
-
-    In [0, 1]; NaN where neither varies.
-
-    Source: RL4Seg uncertainty_reward.py, compute_mi.
-    """
-    counts = np.histogram2d(
-        np.asarray(correct, dtype=np.float64).ravel(),
-        np.asarray(confidence, dtype=np.float64).ravel(),
-        bins=bins,
-    )[0]
-    joint = counts / counts.sum()
-    rows, columns = joint.sum(1), joint.sum(0)
-    entropies = float(stats.entropy(rows) + stats.entropy(columns))
-    if entropies == 0.0:
-        return math.nan
-    at = joint > 0
-    shared = float((joint[at] * np.log(joint[at] / np.outer(rows, columns)[at])).sum())
-    return 2.0 * shared / entropies
 
 
 def pearson(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -> float:
