@@ -150,7 +150,7 @@ def sample_images(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if images.dim() == 4:
         return moved
     frames = images.shape[-1]
-    return moved.unflatten(1, (images.shape[1], frames)).movedim(2, -1)
+    return moved.reshape(*images.shape[:2], frames, *moved.shape[2:]).movedim(2, -1)
 
 
 def checked_range(name: str, limits: Range | None, low: float, high: float, *, positive: bool = False) -> str:

@@ -149,7 +149,13 @@ def calibrated_recipe(
     return recipe, found
 
 
-def move_base(masks: Tensor, shift_px: Sequence[float], tilt: Sequence[float] | None = None) -> Tensor:
+def move_base(
+    masks: Tensor,
+    shift_px: Sequence[float],
+    tilt: Sequence[float] | None = None,
+    *,
+    structures: Sequence[int] | None = None,
+) -> Tensor:
     """Stretch or shrink the ventricle along the columns so that its base misses the valve.
 
     The uppermost row stays where it is; the base of every column moves by ``shift_px·(1 + tilt·b)``, b from
@@ -159,6 +165,7 @@ def move_base(masks: Tensor, shift_px: Sequence[float], tilt: Sequence[float] | 
         masks: ``(N, X, Y, T)`` or ``(N, X, Y)`` labels; the apex at small y.
         shift_px: N displacements along y in pixels; positive ones lie beyond the valve.
         tilt: N numbers in [−1, 1]: how much further the right end moves than the left one.
+        structures: Labels that move; left out, all but 0. The others stay where nothing moved to.
 
     Returns:
         Labels of the same shape and type; frames without foreground stay empty.
@@ -178,7 +185,11 @@ def move_base(masks: Tensor, shift_px: Sequence[float], tilt: Sequence[float] | 
     moved = np.stack(
         [
             np.stack(
-                [_stretched(frame, float(by), float(lean)) for frame in np.moveaxis(sample, -1, 0)], axis=-1
+                [
+                    _stretched(frame, float(by), float(lean), structures)
+                    for frame in np.moveaxis(sample, -1, 0)
+                ],
+                axis=-1,
             )
             for sample, by, lean in zip(frames, shift_px, tilts, strict=True)
         ]
@@ -280,9 +291,11 @@ def _search(run: _Perturbed, target: float) -> Calibration:
     return Calibration(run.kind, target, strength, best[2])
 
 
-def _stretched(labels: NDArray[Any], shift: float, tilt: float) -> NDArray[Any]:
+def _stretched(
+    labels: NDArray[Any], shift: float, tilt: float, structures: Sequence[int] | None
+) -> NDArray[Any]:
     """One frame ``(X, Y)`` whose base is moved; every column is read at stretched places."""
-    inside = labels != 0
+    inside = labels != 0 if structures is None else np.isin(labels, list(structures))
     columns = np.flatnonzero(inside.any(axis=1))
     if columns.size == 0 or shift == 0.0:
         return labels
@@ -296,6 +309,7 @@ def _stretched(labels: NDArray[Any], shift: float, tilt: float) -> NDArray[Any]:
     factor = np.where(base >= 2.0, wanted / np.maximum(base, 1.0), 1.0)
     place = top + (np.arange(height)[np.newaxis] - top) / factor[:, np.newaxis]
     nearest = np.rint(place).astype(np.int64)
-    known = (nearest >= 0) & (nearest < height)
-    found = np.take_along_axis(labels, np.clip(nearest, 0, height - 1), axis=1)
-    return np.where(known, found, 0).astype(labels.dtype)
+    at = np.clip(nearest, 0, height - 1)
+    arrives = np.take_along_axis(inside, at, axis=1) & (nearest >= 0) & (nearest < height)
+    stays = np.where(inside, 0, labels)
+    return np.where(arrives, np.take_along_axis(labels, at, axis=1), stays).astype(labels.dtype)

@@ -167,6 +167,17 @@ def test_a_base_stays_in_the_image_and_empty_frames_stay_empty():
         move_base(heart(), [1, 2])
 
 
+def test_other_structures_stay_where_they_are():
+    masks = heart()
+    masks[:, 26:38, 46:56] = 3
+    moved = move_base(masks, [-6], structures=(1, 2))
+    assert torch.equal(moved == 3, masks == 3)
+    assert (moved[:, 28:36, 41:46] == 0).all()
+    beyond = move_base(masks, [4], structures=(1, 2))
+    assert (beyond[:, 28:36, 46:49] == 1).all()
+    assert (beyond[:, 28:36, 51:56] == 3).all()
+
+
 def test_glitches_change_some_frames_and_no_others():
     masks = heart()[..., :1].expand(3, 64, 64, 8).contiguous()
     made = glitch_frames(masks, 3, seed=0, keys="abc", share=0.3)
