@@ -676,7 +676,30 @@ def page(work: Path, group: str) -> str:
             "|---|---|",
         ]
         lines += [f"| {name} | {value:.3f} |" for name, value in scores.items()]
+        lines += ["", *beside_ensemble((kind, teachers), found, scores["ensemble of all"])]
     return "\n".join([*lines, ""])
+
+
+def beside_ensemble(
+    which: tuple[str, str], found: dict[Key, dict[str, dict[int, dict[str, Any]]]], ensemble: float
+) -> list[str]:
+    """How near the students with the best prior come to the ensemble of all teachers."""
+    lines = [
+        f"Does the student match the ensemble's {ensemble:.3f} at a fifth of the forward passes? Differences of",
+        "Dice over seeds:",
+        "",
+        "| student | difference [95 %] | answer |",
+        "|---|---|---|",
+    ]
+    for key, table in found.items():
+        best = best_prior(key[2])
+        if key[:2] == which and best in table:
+            seeds = dict.fromkeys(table[best], {"validation": {"val_dice_case": ensemble}})
+            gap = gain(table[best], seeds)
+            answer = "no" if gap[2] < 0 else "better" if gap[1] > 0 else "within the interval"
+            longer = "" if key[3] == 1 else f", {key[3] * STEPS[key[0]]} steps"
+            lines.append(f"| {key[2]}, {best}{longer} | {shown(gap)} | {answer} |")
+    return lines
 
 
 INTRO = """
