@@ -685,8 +685,8 @@ def beside_ensemble(
 ) -> list[str]:
     """How near the students with the best prior come to the ensemble of all teachers."""
     lines = [
-        f"Does the student match the ensemble's {ensemble:.3f} at a fifth of the forward passes? Differences of",
-        "Dice over seeds:",
+        f"Does the student match the ensemble's {ensemble:.3f} at a fifth of the forward passes?",
+        "Differences of Dice over seeds:",
         "",
         "| student | difference [95 %] | answer |",
         "|---|---|---|",
@@ -694,7 +694,7 @@ def beside_ensemble(
     for key, table in found.items():
         best = best_prior(key[2])
         if key[:2] == which and best in table:
-            seeds = dict.fromkeys(table[best], {"validation": {"val_dice_case": ensemble}})
+            seeds = {seed: {"validation": {"val_dice_case": ensemble}} for seed in table[best]}
             gap = gain(table[best], seeds)
             answer = "no" if gap[2] < 0 else "better" if gap[1] > 0 else "within the interval"
             longer = "" if key[3] == 1 else f", {key[3] * STEPS[key[0]]} steps"
