@@ -98,7 +98,7 @@ SETTINGS = (
         "camus",
         "Real echocardiograms under a simulated device",
         None,
-        (*catalogue.OUTER, "style-posthoc-reward", "target"),
+        ALL,
         whole=True,
         values=FEW_PATIENTS,
     ),
