@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,6 +94,7 @@ def improve(
     *,
     limits: Mapping[str, float],
     plain: bool = False,
+    rewards: Sequence[Tensor] = (),
 ) -> UpdateStats:
     """Update actor and critic on one rollout; each has its own loss, optimiser and limit of its gradient.
 
@@ -106,18 +107,31 @@ def improve(
         ids: Names of the images, for messages.
         limits: Largest gradient norm of each part; 0 = no limit.
         plain: The plain policy gradient in place of PPO.
+        rewards: Several rewards ``(M, *S)`` in place of that of the rollout: in every inner step each has a
+            pass and a gradient of its own, and the gradients are added.
+
+    Returns:
+        Means; with several rewards those of the last inner step under the last reward.
     """
     waiting: list[str] = []
+    losses = len(optimizers) * max(1, len(rewards))
 
     def advance(part: str, loss: Tensor) -> None:
         rt.backward(loss, cases=ids)
         waiting.append(part)
-        if len(waiting) == len(optimizers):
-            # Both go backward before one steps: a step shares the buffers of all networks between ranks.
-            for name in waiting:
+        if len(waiting) == losses:
+            # All go backward before one steps: a step shares the buffers of all networks between ranks.
+            for name in dict.fromkeys(waiting):
                 rt.step(optimizers[name], clip_norm=limits[name])
             waiting.clear()
 
     if plain:
         return policy_gradient_update(players.actor, played, step=advance, autocast=rt.autocast)
-    return update(players.actor, players.critic, played, numbers, step=advance, autocast=rt.autocast)
+    if not rewards:
+        return update(players.actor, players.critic, played, numbers, step=advance, autocast=rt.autocast)
+    once = replace(numbers, inner_steps=1)
+    for _ in range(numbers.inner_steps):
+        for reward in rewards:
+            own = replace(played, rewards=reward, fresh=None)
+            stats = update(players.actor, players.critic, own, once, step=advance, autocast=rt.autocast)
+    return stats

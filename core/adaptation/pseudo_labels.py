@@ -69,10 +69,17 @@ class PseudoLabels:
         return {"forced": torch.tensor(known), "forced_actions": actions.long()}
 
 
-def open_pseudo_labels(folders: Iterable[Path], images: ImageSet) -> PseudoLabels:
-    """Read the plausible predictions of folders of pairs, those on a set of images; later ones win."""
+def open_pseudo_labels(folders: Iterable[Path], images: ImageSet | None = None) -> PseudoLabels:
+    """Read the plausible predictions of folders of pairs; later ones win.
+
+    Args:
+        folders: Of pairs from predictions.
+        images: Only those of these images are kept.
+    """
     found: dict[str, Tensor] = {}
     for folder in folders:
         found |= read(folder)
+    if images is None:
+        return PseudoLabels(found)
     wanted = set(images.ids)
     return PseudoLabels({name: mask for name, mask in found.items() if name in wanted})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,14 @@ from medrl.core.learned_reward import PairBatch, PairSet, RewardNet, held_out_qu
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
+
+
+class Pairs(Protocol):
+    """Pairs that are read by their numbers."""
+
+    def batch(self, numbers: Sequence[int] | NDArray[np.int64]) -> PairBatch:
+        """Read pairs."""
+
 
 _BATCH = 16
 _HELD = 512
@@ -98,7 +106,7 @@ def validate(rt: Runtime, net: RewardNet, pairs: PairSet, held: NDArray[np.int64
     }
 
 
-def batches(rt: Runtime, pairs: PairSet, numbers: NDArray[np.int64]) -> Iterator[PairBatch]:
+def batches(rt: Runtime, pairs: Pairs, numbers: NDArray[np.int64]) -> Iterator[PairBatch]:
     """Yield pairs on the device, some at a time."""
     for start in range(0, len(numbers), _BATCH):
         yield pairs.batch(numbers[start : start + _BATCH]).to(rt.device)

@@ -190,7 +190,8 @@ class RewardNet(nn.Module):
         for images, actions, truth in batches:
             with evaluating(self):
                 logits = self(images, actions)
-            target = truth if self.head == "class" else (truth == actions)
+            soft = self.head == "class" or truth.is_floating_point()
+            target = truth if soft else (truth == actions)
             flat = target.reshape(-1)[::every]
             wanted.append(flat.cpu())
             for store, z in zip(kept, logits, strict=True):

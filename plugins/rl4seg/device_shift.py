@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medrl.core.adaptation.dividing import PartedDataset
 from medrl.core.dataset import Dataset, load_case
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.rng import numpy_generator
@@ -24,7 +25,7 @@ from medrl.core.types import Case, Volume
 from medrl.core.volume import write_volume
 from medrl.core.volume.write import write_bytes
 
-from .data import EchoDataset, open_domain
+from .data import open_domain
 from .data.plan import slice_axis
 from .data_config import SourceConfig
 
@@ -385,6 +386,6 @@ def _shifted(layer: NDArray[Any], shift: DeviceShift, key: str) -> NDArray[np.fl
 
 def _read(dataset: Dataset, case: Case) -> tuple[Volume, Volume | None]:
     with_label = case.label is not None
-    if isinstance(dataset, EchoDataset):
+    if isinstance(dataset, PartedDataset):
         return dataset.read(case, with_label=with_label)
     return load_case(dataset, case, with_label=with_label)

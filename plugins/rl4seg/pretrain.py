@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medrl.core.adaptation.fitting import Lesson, adam, descend
+from medrl.core.adaptation.settings import StyleConfig, SupervisedConfig
 from medrl.core.adaptation.supervised import cross_entropy
 from medrl.core.learned_reward import AFFINE, jitter_images
 from medrl.core.rng import derive_seed
 
 from . import parts, watching
-from .config import Rl4segConfig, StyleConfig, SupervisedConfig
+from .config import Rl4segConfig
 from .domains import Domains, draw
 from .stages import course_of
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from medrl.core.adaptation import stages
 from medrl.core.adaptation.parts import given_checkpoint
+from medrl.core.adaptation.settings import Select, StageConfig
 from medrl.core.adaptation.stages import Course, Files, Stage, all_there, numbered, steps_for
 
-from .config import Rl4segConfig, Select, StageConfig
+from .config import Rl4segConfig
 
 
 def plan_stages(cfg: Rl4segConfig) -> list[Stage]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from medrl.core.adaptation.labels import join_labels
+
 from .dividing import Division, divide_source, divide_target, open_domain
 from .loading import DataBlocks, load_source, load_target, plan_of
 from .plan import (
@@ -9,7 +11,6 @@ from .plan import (
     Prepared,
     SamplePlan,
     equalise,
-    join_labels,
     make_plan,
     place,
     prepare_labels,

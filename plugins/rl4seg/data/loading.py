@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medrl.core.adaptation.dividing import PartedDataset
 from medrl.core.cache import Cache, cache_root, file_hash, make_key
 from medrl.core.dataset import Dataset, load_case
 from medrl.core.errors import ConfigError, DataError
@@ -21,7 +22,6 @@ from medrl.core.types import Case, Volume
 from ..data_config import SampleConfig, SourceConfig, TargetConfig
 from .dividing import Division, divide_source, divide_target, open_domain
 from .plan import FALLBACK, SamplePlan, Size, make_plan, place, prepare_labels, prepare_volume, slice_axis
-from .readers import EchoDataset
 from .sets import Domain, ImageSet
 
 CODE_VERSION = "rl4seg-data-1"
@@ -229,7 +229,7 @@ class _Store:
         return {"labels": np.concatenate(found)}
 
     def _read(self, case: Case, *, with_label: bool) -> tuple[Volume, Volume | None]:
-        if isinstance(self.dataset, EchoDataset):
+        if isinstance(self.dataset, PartedDataset):
             return self.dataset.read(case, with_label=with_label)
         return load_case(self.dataset, case, with_label=with_label)
 

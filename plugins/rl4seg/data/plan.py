@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medrl.core.errors import ConfigError, DataError, did_you_mean
+from medrl.core.adaptation.labels import join_labels, values_by_name
+from medrl.core.errors import DataError
 from medrl.core.types import Volume
 
 from ..data_config import SampleConfig
@@ -61,19 +62,7 @@ class SamplePlan:
         Raises:
             DataError: It has a label that the source does not know.
         """
-        if declared is None:
-            return dict(self.values)
-        found: dict[int, int] = {}
-        for name, value in declared.items():
-            joined = self.merge.get(name, name)
-            if value != 0 and joined not in self.label_names:
-                raise DataError(
-                    f"label '{name}'",
-                    why=f"the source has no such label, only {', '.join(self.label_names)}",
-                    do=f"--set 'sample.merge={{{name}: background}}', or rename it in dataset.json",
-                )
-            found[value] = 0 if value == 0 else self.label_names[joined]
-        return found
+        return values_by_name(declared, merge=self.merge, label_names=self.label_names, values=self.values)
 
     def to_meta(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -133,46 +122,6 @@ def make_plan(
         values=values,
         channel_names=tuple(channel_names),
     )
-
-
-def join_labels(
-    labels: Mapping[str, int], merge: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, int], dict[int, int]]:
-    """Join labels; return what is joined by name, the values of the rest, and old to new values.
-
-    A label to join may be one that only the target has.
-
-    Raises:
-        ConfigError: A label to join to does not exist or is itself joined, or the background would go.
-
-    >>> join_labels({"background": 0, "LV": 1, "MYO": 2, "LA": 3}, {"LV": "MYO", "3": "background"})[2]
-    {0: 0, 1: 1, 2: 1, 3: 0}
-    """
-    by_value = {str(value): name for name, value in labels.items()}
-    joined: dict[str, str] = {}
-    for text, other in merge.items():
-        name, into = by_value.get(text, text), by_value.get(other, other)
-        if into == "background":
-            into = by_value["0"]
-        if into not in labels:
-            raise ConfigError(
-                "sample.merge", why=f"no label '{into}'; {did_you_mean(into, labels)}", do=f"{dict(labels)}"
-            )
-        if labels.get(name) == 0:
-            raise ConfigError("sample.merge", why="the background cannot be joined to another label")
-        if name != into:
-            joined[name] = into
-    chained = [name for name, into in joined.items() if into in joined]
-    if chained:
-        raise ConfigError(
-            "sample.merge",
-            why=f"'{chained[0]}' is joined to '{joined[chained[0]]}', which is itself joined",
-            do="name the last one",
-        )
-    left = sorted((value, name) for name, value in labels.items() if name not in joined)
-    names = {name: number for number, (_, name) in enumerate(left)}
-    values = {value: names[joined.get(name, name)] for name, value in labels.items()}
-    return joined, names, dict(sorted(values.items()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

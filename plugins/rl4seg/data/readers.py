@@ -15,29 +15,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medrl.core.dataset import Dataset, Split, load_case, open_dataset, patient_of, safe_case_id, safe_path
-from medrl.core.dataset.splits import regroup
+from medrl.core.adaptation.dividing import PARTS, PartedDataset
+from medrl.core.dataset import open_dataset, patient_of, safe_case_id, safe_path
 from medrl.core.errors import ConfigError, DataError, did_you_mean
-from medrl.core.types import Case, Volume
+from medrl.core.types import Case
 
 LABELS = {"background": 0, "LV": 1, "MYO": 2, "LA": 3}
 """Label values of CAMUS; the target frames of the original have the first three."""
 
-PARTS = ("train", "val", "test", "pred")
 _SUBGROUPS = {"training": "train", "validation": "val", "testing": "test"}
 _CAMUS_NAME = re.compile(r"(patient\d+)_([24]CH)_(ED|ES)", re.IGNORECASE)
 _SUFFIXES = (".nii.gz", ".nii")
 _ESED_COLUMNS = ("study", "view", "dicom_uuid", "instant")
 
 
-class EchoDataset(Dataset):
-    """Cases with or without labels, and the parts that the dataset itself deals them to.
-
-    Attributes:
-        images: Every case.
-        parts: Names of the cases of ``train``, ``val``, ``test`` and ``pred``, as a CSV column, a list of the
-            dataset or an HDF5 file says; empty where nothing does.
-    """
+class EchoDataset(PartedDataset):
+    """Echo images with or without labels, and the parts that the dataset itself deals them to."""
 
     def __init__(
         self,
@@ -51,43 +44,16 @@ class EchoDataset(Dataset):
         excluded: Sequence[str] = (),
         name: str = "",
     ) -> None:
-        self.images = tuple(sorted(cases, key=lambda case: case.id))
-        self.parts = {part: frozenset(names) for part, names in (parts or {}).items() if names}
-        apart = self.parts.get("test", frozenset())
         super().__init__(
             root=root,
-            name=name,
             layout=layout,
-            channel_names=channel_names,
+            cases=cases,
+            parts=parts,
             labels=labels,
-            cases=[case for case in self.images if case.label is not None and case.id not in apart],
-            test_cases=[case for case in self.images if case.label is None or case.id in apart],
-            info={"excluded": sorted(excluded)},
+            channel_names=channel_names,
+            excluded=excluded,
+            name=name,
         )
-
-    def fold(self, k: int, folds: int = 5, seed: int = 0, group_by: str = "patient") -> Split:
-        """Return the dataset's own training and validation part, else fold `k` by patient.
-
-        Raises:
-            DataError: Parts overlap by case or, with grouping, by patient.
-        """
-        if not {"train", "val"} <= set(self.parts):
-            return super().fold(k, folds, seed, group_by)
-        dealt = self.dealt(self.cases, group_by)
-        return Split(train=dealt["train"], val=dealt["val"], grouped=group_by != "case")
-
-    def dealt(self, cases: Iterable[Case], group_by: str) -> dict[str, tuple[Case, ...]]:
-        """The cases of each part."""
-        known = regroup(sorted(cases, key=lambda case: case.id), group_by)
-        return {part: tuple(case for case in known if case.id in self.parts.get(part, ())) for part in PARTS}
-
-    def read(self, case: Case, *, with_label: bool) -> tuple[Volume, Volume | None]:
-        """Read a case; without `with_label` no label is opened.
-
-        Raises:
-            DataError: A file is missing or damaged.
-        """
-        return load_case(self, case, with_label=with_label)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -59,7 +59,12 @@ class FusedReward:
     def __call__(self, actions: Tensor, images: Tensor, truth: Tensor | None = None) -> Tensor:
         """Reward ``(N, X, Y, T)`` in [0, 1]; finite wherever the nets are stretched."""
         del truth
-        found = fuse(list(self.maps(actions, images).values()), self.fusion)
+        return self.fused(list(self.maps(actions, images).values()), actions)
+
+    @torch.no_grad()
+    def fused(self, maps: Sequence[Tensor], actions: Tensor) -> Tensor:
+        """Make one reward of what `maps` gave for these actions."""
+        found = fuse(maps, self.fusion)
         return found if self.penalty is None else self.penalty(found, actions)
 
     @torch.no_grad()
