@@ -77,9 +77,9 @@ class _Found:
     rewards: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     uncertainty: NDArray[np.float32] | None = None
 
-    def worst(self) -> float:
-        """Mean fused reward of the worst frame."""
-        return float(self.rewards["fused"].mean(axis=(0, 1)).min())
+    def worst(self, inner: tuple[slice, slice]) -> float:
+        """Mean fused reward of the worst frame, padding left out."""
+        return float(self.rewards["fused"][inner].mean(axis=(0, 1)).min())
 
 
 class SequenceRun(CaseLoop):
@@ -265,8 +265,9 @@ class SequenceRun(CaseLoop):
             return found, replace(trace, why="no pass had a better worst frame")
         second = self._segment(network, sequence, prepared)
         self._judge(second, images)
-        final = {"worst_before": found.worst(), "worst_after": second.worst()}
-        if second.worst() <= found.worst():
+        before, after = found.worst(prepared.inner), second.worst(prepared.inner)
+        final = {"worst_before": before, "worst_after": after}
+        if after <= before:
             return found, replace(trace, final=final, why="its whole prediction had no better worst frame")
         return second, replace(trace, final=final, accepted=True)
 
