@@ -48,6 +48,13 @@ class RegistryKey(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     type=click.Choice(["style", "source"]),
     help="Actor from which PPO starts.",
 )
+@config_option(
+    "--slurm",
+    "slurm_mode",
+    key="slurm.mode",
+    type=click.Choice(["off", "slurm", "local"]),
+    help="One Slurm job a stage, or one process a stage on this machine.",
+)
 @config_option("--reward", "reward_name", key="reward.name", type=RegistryKey(), help="The reward, by key.")
 @config_option(
     "--corrector",

@@ -141,6 +141,33 @@ class LoopConfig(Block):
     """An iteration goes on with the critic of the one before (original)."""
 
 
+class SlurmConfig(Block):
+    """A loop as one job a stage, through submitit (the extra `slurm`)."""
+
+    mode: Literal["off", "slurm", "local"] = Field(default="off", json_schema_extra=MachineField)
+    """`slurm` submits each stage as a job; `local` runs each in a process of its own on this machine; `off`
+    does all stages in one program."""
+    minutes: int = Field(default=60, ge=1, json_schema_extra=MachineField)
+    """Time limit of a stage before the iterations; those of iteration i get 1 + i times as much (original). A
+    job that runs out of time is submitted again and goes on from its last checkpoint."""
+    gpus: int = Field(default=1, ge=0, json_schema_extra=MachineField)
+    """GPUs of a job."""
+    cpus: int = Field(default=4, ge=1, json_schema_extra=MachineField)
+    """CPU cores of a job."""
+    memory_gb: int = Field(default=16, ge=1, json_schema_extra=MachineField)
+    """Memory of a job in GB."""
+    partition: str = Field(default="", json_schema_extra=MachineField)
+    """Partition; empty for the default one."""
+    account: str = Field(default="", json_schema_extra=MachineField)
+    """Account; empty for the default one."""
+    options: dict[str, str] = Field(default_factory=dict, json_schema_extra=MachineField)
+    """Further options of sbatch by name, such as `constraint`."""
+    retries: int = Field(default=1, ge=0, json_schema_extra=MachineField)
+    """How often a stage that failed is submitted again."""
+    poll_s: float = Field(default=5.0, gt=0.0, json_schema_extra=MachineField)
+    """Seconds between two looks at a job."""
+
+
 class InputsConfig(Block):
     """Parts made elsewhere: a run folder or checkpoint each; what is given is not trained."""
 
@@ -201,6 +228,8 @@ class Rl4seg3dConfig(MethodConfig):
     """Iterations."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
+    slurm: SlurmConfig = SlurmConfig()
+    """One job a stage."""
     inputs: InputsConfig = InputsConfig()
     """Parts made elsewhere."""
     stage: Stage = Field(default="all", json_schema_extra=MachineField)

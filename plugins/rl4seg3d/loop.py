@@ -19,7 +19,7 @@ from medrl.core.config import Layer, resolve
 from medrl.core.errors import ConfigError
 from medrl.core.validity.temporal import load_temporal_rules
 
-from . import corrector_training, pair_stage, parts, pretrain, reward_training, testing, train
+from . import corrector_training, pair_stage, parts, pretrain, reward_training, slurm, testing, train
 from .config import Rl4seg3dConfig
 from .domains import Domains, load_domains
 from .stages import NETS, Results, inputs_of, outputs_of, plan_stages
@@ -46,6 +46,9 @@ def run(job: TrainJob) -> None:
     cfg: Rl4seg3dConfig = job.config
     if cfg.alone:
         run_alone(job)
+        return
+    if cfg.slurm.mode != "off" and cfg.stage == "all":
+        slurm.run(job)
         return
     # Whatever is wrong with data, inputs and networks is found before a run folder is made.
     data, results = load_domains(cfg, job.manager), Results.given(cfg)
