@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from medrl.core.jobs import TrainJob, config_option
+from medrl.core.jobs import DemoJob, DemoResult, TrainJob, config_option
 
 STAGES = ("all", "source", "style", "corrector", "pairs", "anatomical", "landmark", "ppo", "test")
 ANY_PATH = click.Path(path_type=Path, resolve_path=True)
@@ -84,3 +84,11 @@ def train(job: TrainJob) -> None:
     from medrl.plugins.rl4seg3d import loop
 
     loop.run(job)
+
+
+@click.command("demo")
+def demo(job: DemoJob) -> DemoResult:
+    """Two scanners of beating hearts, learned rewards, PPO, a control and a report."""
+    from medrl.plugins.rl4seg3d.demo import run
+
+    return run(job)

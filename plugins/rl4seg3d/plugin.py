@@ -45,5 +45,6 @@ def medrl_register_rewards(registry: Any) -> None:
 def medrl_register_commands(commands: Any) -> None:
     """Register train, predict, and the tool that converts weights."""
     commands.train(f"{_HERE}.commands_train:train")
+    commands.demo(f"{_HERE}.commands_train:demo")
     commands.predict(f"{_HERE}.commands:predict")
     commands.tool(f"{_HERE}.commands:convert")
