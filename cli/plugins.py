@@ -1,4 +1,4 @@
-"""``medrl plugins list|info``."""
+"""``medrl plugins list|info|check|new``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from medrl.cli.completing import complete_methods
 from medrl.cli.console import console, write_json
 from medrl.cli.groups import FriendlyGroup
 from medrl.cli.options import json_option
+from medrl.cli.plugins_new import new
 from medrl.cli.session import manager_of
 from medrl.core.errors import EXIT_OK, EXIT_PLUGIN, MedrlError, PluginError, did_you_mean
 
@@ -23,6 +24,9 @@ def plugins() -> None:
     A plugin is a Python package with an entry point of the group 'medrl.plugins'. It runs with your rights:
     install only what you trust. The file plugins.toml switches plugins off.
     """
+
+
+plugins.add_command(new)
 
 
 @plugins.command("list", short_help="List all plugins, also broken and disabled ones.")

@@ -8,9 +8,11 @@ plugin alone. There is no sandbox: an installed and enabled plugin runs with the
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -197,6 +199,21 @@ class LazyRegistry(Generic[T]):
         """Build the part of a key with keyword parameters; see `Registry.build`."""
         self._load(key)
         return self._registry.build(key, **params)
+
+    def fit(self, key: str, offered: Mapping[str, Any], /, **params: Any) -> T:
+        """Build the part of a key with its own parameters, and with those of the offered ones that it takes.
+
+        So a method gives what it has (channels, spaces, numbers of classes) to a part that it does not know.
+
+        Args:
+            key: ``<plugin>.<name>``.
+            offered: Values that a part may take by name; `params` go before them.
+            params: Parameters of the part; one that it does not know is an error, see `Registry.build`.
+        """
+        taken = inspect.signature(self.get(key)).parameters
+        every = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in taken.values())
+        given = {name: value for name, value in offered.items() if every or name in taken}
+        return self.build(key, **{**given, **params})
 
     def keys(self) -> list[str]:
         """Return the keys of all plugins that load."""

@@ -371,7 +371,7 @@ def test_the_wheel_holds_every_file_and_nothing_else(tmp_path):
         f"medrl/{path.relative_to(ROOT)}"
         for top in TOP
         for path in (ROOT / top).rglob("*")
-        if path.suffix in (".py", ".yaml") or path.name == "py.typed"
+        if path.suffix in (".py", ".yaml", ".tmpl") or path.name == "py.typed"
     }
     assert shipped == expected
     assert "graft = medrl.plugins.graft.plugin" in entry_points.decode()
