@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medrl.core.errors import ConfigError
+from medrl.core.errors import CheckpointError, ConfigError
 from medrl.core.jobs import PredictJob
 from medrl.plugins.rl4seg3d.models import UNet3d
 from medrl.plugins.rl4seg3d.predict_config import PredictConfig, TTOConfig
@@ -327,3 +327,40 @@ def test_a_package_is_not_optimised_and_has_no_probabilities(predict, tmp_path, 
             predict(path, PredictConfig(trust=True, tto=TTOConfig(mode=mode)), **given)
     with pytest.raises(ConfigError, match="--save-probabilities"):
         predict(path, PredictConfig(trust=True), save_probabilities=True, **given)
+
+
+# -- models trained here -----------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_medrl_predicts_with_its_own_plan_and_reward_nets(predict, tmp_path, tools, manager):
+    from medrl.core.checkpoint import write_checkpoint
+    from medrl.plugins.rl4seg3d import parts
+    from medrl.plugins.rl4seg3d.config import Rl4seg3dConfig
+    from medrl.plugins.rl4seg3d.data.plan import make_plan
+
+    small = {"name": "rl4seg3d.unet3d_small", "channels": [4, 8]}
+    cfg = Rl4seg3dConfig.model_validate(
+        {
+            "medrl": 1,
+            "method": "rl4seg3d",
+            "model": small,
+            "reward_model": small,
+            "sample": {"spacing_mm": [0.5, 0.5], "equalise": "off", "multiple": 8},
+        }
+    )
+    plan = make_plan(cfg.sample, {"background": 0, "LV": 1, "MYO": 2})
+    actor = parts.actor_network(cfg, manager, channels=1, classes=3)
+    net = parts.reward_net(cfg, manager, "anatomical", channels=1, classes=3)
+    meta = {"method": "rl4seg3d", "config": cfg.model_dump(mode="json"), "plan": plan.to_meta()}
+    states = {"actor": actor.state_dict(), "reward_anatomical": net.state_dict()}
+    path = tmp_path / "best.pt"
+    write_checkpoint(path, states, {**meta, "rewards_ready": ["anatomical"]})
+    image = tools.save(tmp_path / "in" / "x.nii.gz", tools.speckle(40, 36, 3), spacing=(0.5, 0.5, 1.0))
+    outcome = predict(image, PredictConfig(), checkpoints=[path], save_uncertainty=True)
+    assert outcome.failed == {}
+    report = report_of(tmp_path / "out", "x")
+    assert report["network_grid"] == {"shape": [40, 40, 3], "spacing_mm": [0.5, 0.5], "equalised": False}
+    assert sorted(report["rewards"]) == ["anatomical", "fused"]
+    write_checkpoint(path, states, {**meta, "rewards_ready": [], "stages_done": 0})
+    with pytest.raises(CheckpointError, match="has learned nothing"):
+        predict(image, PredictConfig(overwrite=True), checkpoints=[path])
