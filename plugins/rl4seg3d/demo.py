@@ -18,7 +18,7 @@ from medrl.core.jobs import DemoJob, DemoResult, build_train_job
 from medrl.core.phantoms.echo import write_echo_sequences
 from medrl.core.report import Section, gallery, overlay_panel, paragraphs, result_table, write_page
 
-from . import loop, parts
+from . import loop, parts, testing
 from .config import Rl4seg3dConfig
 from .domains import load_domains, test_sequences
 from .scoring import segment
@@ -154,7 +154,7 @@ def _train(job: DemoJob, values: Mapping[str, Any], run_dir: Path) -> Path:
 
 
 def _summary(run_dir: Path) -> dict[str, dict[str, Any]]:
-    content = json.loads((run_dir / loop.testing.FILE).read_text(encoding="utf-8"))
+    content = json.loads((run_dir / testing.FILE).read_text(encoding="utf-8"))
     found: dict[str, dict[str, Any]] = content["summary"]
     return found
 
