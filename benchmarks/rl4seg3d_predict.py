@@ -163,9 +163,8 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         fit(folder / "net.pt", options.base, options.steps)
-        print(
-            f"{options.size}² pixels, {options.views} views, {options.threads} thread(s), base {options.base}\n"
-        )
+        facts = f"{options.views} views, {options.threads} thread(s), base {options.base}"
+        print(f"{options.size}² pixels, {facts}\n")
         print("| way | frames | CPU s | wall s | peak MB |")
         print("| --- | ---: | ---: | ---: | ---: |")
         ways = ["plain", "ours"] if options.what == "beside" else ["ours"]

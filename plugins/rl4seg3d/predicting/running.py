@@ -221,7 +221,7 @@ class SequenceRun(CaseLoop):
             if rewards and "fused" not in rewards:
                 found.rewards["fused"] = fused(list(rewards.values()), self.config.fusion).cpu().numpy()
             if rewards:
-                found.uncertainty = 1.0 - found.rewards["fused"]
+                found.uncertainty = np.float32(1.0) - found.rewards["fused"]
         return self._assessed(found, sequence)
 
     def _assessed(self, found: _Found, sequence: EchoSequence) -> _Found:
@@ -245,7 +245,7 @@ class SequenceRun(CaseLoop):
             calibrated.append(reward.finish(raw, calibrated=True))
         found.rewards = {name: values.numpy() for name, values in plain_maps.items()}
         found.rewards["fused"] = fused(list(plain_maps.values()), self.config.fusion).numpy()
-        found.uncertainty = 1.0 - fused(calibrated, self.config.fusion).numpy()
+        found.uncertainty = (1.0 - fused(calibrated, self.config.fusion)).numpy()
 
     def _optimised(
         self, found: _Found, sequence: EchoSequence, prepared: Prepared, images: Tensor
