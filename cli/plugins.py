@@ -10,6 +10,7 @@ from medrl.cli.completing import complete_methods
 from medrl.cli.console import console, write_json
 from medrl.cli.groups import FriendlyGroup
 from medrl.cli.options import json_option
+from medrl.cli.plugins_check import check
 from medrl.cli.plugins_new import new
 from medrl.cli.session import manager_of
 from medrl.core.errors import EXIT_OK, EXIT_PLUGIN, MedrlError, PluginError, did_you_mean
@@ -26,6 +27,7 @@ def plugins() -> None:
     """
 
 
+plugins.add_command(check)
 plugins.add_command(new)
 
 

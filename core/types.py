@@ -24,6 +24,10 @@ class PluginInfo:
         api: Major version of the plugin interface that it was written for.
         config: ``"module:Class"`` of its config model (a `medrl.core.config.MethodConfig`); empty for a
             plugin that only registers parts. ``defaults.yaml`` and ``preset_<name>.yaml`` lie beside it.
+        networks: ``"module:function"`` that rebuilds the networks of a checkpoint for ``medrl model export``:
+            ``(checkpoint, manager)`` to `medrl.core.export.Network` by name; empty if there are none.
+        trial: ``"module:function"`` that writes small synthetic data for trial runs: ``(folder)`` to nested
+            config values such as ``{"data": {"root": folder}}``; empty takes synthetic prostates.
     """
 
     name: str
@@ -33,6 +37,8 @@ class PluginInfo:
     paper: str = ""
     license: str = ""
     config: str = ""
+    networks: str = ""
+    trial: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

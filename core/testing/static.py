@@ -1,12 +1,4 @@
-"""The conformance suite for plugins: what every plugin must hold, checked on an installed one.
-
-In the tests of a plugin::
-
-    from medrl.core.testing import check_plugin
-
-    def test_the_plugin_keeps_the_rules_of_medrl():
-        assert check_plugin("cine") == []
-"""
+"""Checks that train nothing: import weight, registered parts, commands, config."""
 
 from __future__ import annotations
 
@@ -16,15 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from medrl.core.errors import MedrlError, PluginError, did_you_mean
+from medrl.core.errors import MedrlError, did_you_mean
 from medrl.core.jobs import ConfigOption
 from medrl.core.manager import LoadedPlugin, PluginManager
 from medrl.core.registry import KINDS, describe
+from medrl.core.testing.findings import Finding
 
 if TYPE_CHECKING:
     from medrl.core.config import MethodConfig
@@ -47,43 +39,6 @@ HEAVY = (
 """Modules that cost a large part of a second; `plugin.py` and `commands.py` import none at module level."""
 
 _SHARED = ("medrl", "method", "data.", "train.")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One rule that a plugin breaks.
-
-    Attributes:
-        rule: Short name of the rule.
-        what: What was found.
-        do: How to mend it.
-    """
-
-    rule: str
-    what: str
-    do: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.what} -> {self.do}"
-
-
-def check_plugin(name: str, *, manager: PluginManager | None = None) -> list[Finding]:
-    """Return every rule that an installed plugin breaks; an empty list means that it conforms.
-
-    Checked are: it loads and its hooks are well formed; `plugin.py` and the command modules import nothing
-    heavy; every registered part can be imported and is of its kind; commands are named lazily, resolve, and
-    their options name existing config keys; the config model and ``defaults.yaml`` have the same keys, every
-    own key is described, and every preset is valid.
-    """
-    manager = manager or PluginManager.create()
-    try:
-        plugin = manager.load(name)
-    except PluginError as error:
-        return [Finding("loads", str(error), error.do or "medrl plugins info " + name)]
-    findings: list[Finding] = []
-    for check in (check_import_weight, check_parts, check_commands, check_config):
-        findings += check(plugin, manager)
-    return findings
 
 
 def check_import_weight(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding]:

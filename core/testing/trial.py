@@ -1,0 +1,237 @@
+"""Small training runs of a plugin on synthetic data, in this process and in two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medrl.core.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from medrl.core.config import Layer, nest, presets, resolve_method
+from medrl.core.config.layers import flatten
+from medrl.core.errors import Interrupted, RuntimeFault
+from medrl.core.jobs import ConfigOption, PredictJob, TrainJob
+from medrl.core.manager import LoadedPlugin, PluginManager
+from medrl.core.predicting import PredictOutcome
+from medrl.core.registry import import_target
+
+STEPS = 6
+RANKS_TIMEOUT_S = 300
+
+
+class Trial:
+    """Runs of one plugin; each is trained once and remembered.
+
+    Args:
+        plugin: The plugin.
+        manager: That loaded it.
+        folder: Where data and runs go.
+        values: Nested config values over those of a trial; with ``data.root`` nothing synthetic is written.
+    """
+
+    def __init__(
+        self, plugin: LoadedPlugin, manager: PluginManager, folder: Path, values: Mapping[str, Any]
+    ) -> None:
+        self.plugin, self.manager, self.folder = plugin, manager, folder
+        self.given = flatten(values)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train."""
+        return bool(self.plugin.info.config) and "train" in self.plugin.commands.provided()
+
+    @property
+    def predicts(self) -> bool:
+        """Whether there is something to predict with."""
+        return self.trains and "predict" in self.plugin.commands.provided()
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Dotted config values that name the data; the data are written when they are first asked for."""
+        if "data.root" in self.given:
+            return {}
+        folder = self.folder / "data"
+        target = self.plugin.info.trial
+        if target:
+            write = import_target(target, what=f"plugin '{self.plugin.name}', trial data")
+            return {key: _plain(value) for key, value in flatten(write(folder)).items()}
+        from medrl.core.phantoms.prostate import write_prostate
+
+        write_prostate(folder, cases=6, test_cases=3, shape=(32, 32, 12))
+        return {"data.root": str(folder)}
+
+    @property
+    def inputs(self) -> Path:
+        """Images to predict: those for testing, or all."""
+        root = Path(str({**self.data, **self.given}["data.root"]))
+        return next((root / name for name in ("imagesTs", "imagesTr") if (root / name).is_dir()), root)
+
+    def values(self, steps: int) -> dict[str, Any]:
+        """Dotted config values of a run of so many steps."""
+        return {
+            "train.max_steps": steps,
+            "train.batch_size": 1,
+            "train.validate_every": STEPS,
+            "train.checkpoint_every": STEPS,
+            "train.device": "cpu",
+            "train.timeout_s": 120.0,
+            **self.data,
+            **self.given,
+        }
+
+    @cached_property
+    def straight(self) -> Path:
+        """A run without interruption."""
+        return self.train("straight")
+
+    @cached_property
+    def again(self) -> Path:
+        """The same run once more."""
+        return self.train("again")
+
+    @cached_property
+    def resumed(self) -> tuple[Path, int]:
+        """The same run, stopped by a signal and resumed; and the step after which it was stopped, or 0."""
+        stopped = self.train("resumed", stop_after=STEPS // 2)
+        return stopped, self._stopped
+
+    def train(self, name: str, *, stop_after: int = 0) -> Path:
+        """Train into a folder of this name and return it.
+
+        Args:
+            name: Of the run.
+            stop_after: Send this process a SIGTERM after so many steps, then resume; 0 does not.
+        """
+        self._stopped = 0
+        if stop_after:
+            with suppress(Interrupted):
+                self._run(name, stop_after)
+        if not stop_after or self._stopped:
+            self._run(name, 0, resume="must" if self._stopped else "never")
+        return self.folder / name
+
+    def train_ranks(self, name: str, ranks: int = 2) -> Path:
+        """Train in several processes over gloo and return the run folder.
+
+        Raises:
+            RuntimeFault: The command failed; its last lines are in the message.
+        """
+        run = self.folder / name
+        command = [sys.executable, "-m", "medrl.cli", "--plain", "train", self.plugin.name, "-o", str(run)]
+        command += ["--devices", str(ranks), "--device", "cpu", *self._preset_flags()]
+        for key, value in self.values(2).items():
+            command += ["--set", f"{key}={_plain(value)}"]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+        }
+        if self.manager.policy.path is not None:
+            environment["MEDRL_PLUGINS"] = str(self.manager.policy.path.resolve())
+        try:
+            done = subprocess.run(  # noqa: S603 - this interpreter, with arguments of our own
+                command,
+                capture_output=True,
+                text=True,
+                env=environment,
+                timeout=RANKS_TIMEOUT_S,
+                check=False,
+                cwd=self.folder,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeFault(
+                f"{ranks} ranks", why=f"nothing came of it within {RANKS_TIMEOUT_S} s", do=_RANKS_ADVICE
+            ) from error
+        if done.returncode != 0:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if "error:" in line] or lines[-1:]
+            why = errors[0] if errors else f"exit code {done.returncode}"
+            raise RuntimeFault(f"{ranks} ranks", why=why, do=_RANKS_ADVICE)
+        return run
+
+    def predict(self, run: Path, output: Path) -> PredictOutcome:
+        """Predict the test images with a run."""
+        command = self.plugin.commands.predict
+        job = PredictJob(
+            method=self.plugin.name,
+            inputs=self.inputs,
+            output=output,
+            checkpoints=[find_checkpoint(run)],
+            manager=self.manager,
+            device="cpu",
+        )
+        outcome = _invoke(command, job)
+        if not isinstance(outcome, PredictOutcome):
+            raise RuntimeFault(
+                "the predict command",
+                why=f"it returned {type(outcome).__name__}, not a PredictOutcome",
+                do="return job.run(load)",
+            )
+        return outcome
+
+    def _run(self, name: str, stop_after: int, *, resume: str = "never") -> None:
+        layers = [Layer("check", nest(self.values(STEPS)))]
+        resolved = resolve_method(self.manager, self.plugin.name, preset=self._preset(), layers=layers)
+        count = 0
+
+        def progress(step: int, total: int, _metrics: Mapping[str, Any]) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_after and step < total:
+                self._stopped = step
+                signal.raise_signal(signal.SIGTERM)
+
+        job = TrainJob(
+            method=self.plugin.name,
+            resolved=resolved,
+            run_dir=self.folder / name,
+            manager=self.manager,
+            resume=resume,
+            command=("medrl", "plugins", "check", self.plugin.name),
+            extra={"progress": progress},
+        )
+        _invoke(self.plugin.commands.train, job)
+
+    def _preset(self) -> str | None:
+        return "smoke" if "smoke" in presets(self.manager, self.plugin.name) else None
+
+    def _preset_flags(self) -> list[str]:
+        return ["--preset", "smoke"] if self._preset() else []
+
+
+_RANKS_ADVICE = "build the same modules on every rank, and decide every branch by values from rt.reduce"
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """Return what a run logged, its stages after each other."""
+    found: list[dict[str, Any]] = []
+    for file in sorted(run.rglob("metrics.jsonl")):
+        found += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return found
+
+
+def newest(run: Path, method: str) -> Checkpoint:
+    """Load the last checkpoint of a run."""
+    return load_checkpoint(find_checkpoint(run, "last"), method=method)
+
+
+def _invoke(command: click.Command | None, job: Any) -> Any:
+    """Call a command of a method as the command line does, with its own options at their defaults."""
+    if command is None or command.callback is None:
+        raise RuntimeFault("the command", why="it has no function")
+    own = [item for item in command.params if item.expose_value and not isinstance(item, ConfigOption)]
+    with click.Context(command) as context:
+        values = {item.name: item.get_default(context) for item in own if item.name}
+        return context.invoke(command.callback, job, **values)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
