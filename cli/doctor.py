@@ -26,7 +26,11 @@ SHARED_MEMORY = 512 * 2**20
 """Bytes of /dev/shm below which data-loader workers run into trouble with 3D images."""
 OPEN_FILES = 4096
 FREE_DISK = 5 * 2**30
-EXTRAS = {"io": ("h5py", "pydicom", "ismrmrd"), "log": ("tensorboard",), "export": ("safetensors", "onnx")}
+EXTRAS = {
+    "io": ("h5py", "pydicom", "ismrmrd"),
+    "log": ("tensorboard",),
+    "export": ("safetensors", "onnx", "onnxscript", "onnxruntime"),
+}
 
 
 @dataclass(frozen=True)

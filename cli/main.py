@@ -28,7 +28,7 @@ COMMANDS = {
     "evaluate": ("evaluate:evaluate", "Methods at work", "Compare segmentations with their references."),
     "data": ("data:data", "Data", "Check, split, convert and look at datasets."),
     "runs": ("runs:runs", "Runs and models", "List, show and compare runs."),
-    "model": ("model:model", "Runs and models", "Look into checkpoints and verify them."),
+    "model": ("model:model", "Runs and models", "Look into checkpoints, export and verify them."),
     "cache": ("cache:cache", "Installation", "Show or clean the cache of computed data."),
     "plugins": ("plugins:plugins", "Installation", "List the plugins and their state."),
     "completion": ("completion:completion", "Installation", "Print the completion script of a shell."),

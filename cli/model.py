@@ -1,4 +1,4 @@
-"""``medrl model info|verify``."""
+"""``medrl model info|export|verify``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from medrl.cli.completing import complete_runs
 from medrl.cli.console import console, size, write_json
 from medrl.cli.groups import FriendlyGroup
 from medrl.cli.options import ANY_PATH, json_option
+from medrl.cli.session import manager_of
 from medrl.core.errors import EXIT_CHECKPOINT, EXIT_OK, CheckpointError, MedrlError
 
+FORMATS = ("safetensors", "torchscript", "onnx", "monai-bundle")
 
-@click.group("model", cls=FriendlyGroup, short_help="Look into checkpoints and verify them.")
+
+@click.group("model", cls=FriendlyGroup, short_help="Look into checkpoints, export and verify them.")
 def model() -> None:
-    """Look into checkpoints and verify them. No code in a file is ever run."""
+    """Look into checkpoints, export and verify them. No code in a checkpoint is ever run."""
 
 
 @model.command(short_help="Show what a checkpoint is: method, step, labels.")
@@ -55,22 +58,91 @@ def info(file: Path, as_json: bool) -> None:
         console().detail(f"config: {config}")
 
 
-@model.command(short_help="Verify the digest of checkpoints.")
+@model.command(short_help="Write a network for other programs, verified.")
+@click.argument("run", type=ANY_PATH, metavar="RUN|FILE", shell_complete=complete_runs)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    required=True,
+    help="safetensors: weights alone; the others run without medrl.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=ANY_PATH,
+    metavar="PATH",
+    help="File or folder.  [default: export/ in the run folder]",
+)
+@click.option("--network", metavar="NAME", help="Which network.  [default: the one that decides]")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@json_option()
+@click.pass_context
+def export(
+    ctx: click.Context,
+    run: Path,
+    format_: str,
+    output: Path | None,
+    network: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a network of a run or checkpoint in a format of other programs.
+
+    The file is read back by the loader of that format and asked about a phantom; it appears only if it says
+    what the checkpoint says, within the tolerance that is shown. medrl model verify repeats this anywhere.
+    """
+    console().loading()
+    from medrl.core.export import export as write
+
+    made = write(run, manager_of(ctx), format=format_, output=output, network=network, overwrite=overwrite)
+    if as_json:
+        write_json({**verdict_facts(made.verdict), "others": made.others})
+        return
+    screen = console()
+    facts = made.verdict.facts
+    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in facts["inputs"].items())
+    shown = {
+        "network": f"{made.name} of {facts['method']}, step {facts['step']}",
+        "input": f"{inputs}, float32: {facts['preparation']}",
+        "output": ", ".join(facts["outputs"])
+        + ("" if facts["activation"] == "none" else f"; {facts['activation']} makes probabilities"),
+        "labels": _text(facts["label_names"]),
+        "verified": _agreement(made.verdict),
+        "also in it": ", ".join(f"--network {name}" for name in made.others),
+    }
+    screen.facts({key: value for key, value in shown.items() if value})
+    screen.say(f"written: {made.path}")
+
+
+@model.command(short_help="Verify checkpoints and exported files.")
 @click.argument(
     "file", type=ANY_PATH, nargs=-1, required=True, metavar="FILE|RUN...", shell_complete=complete_runs
 )
+@click.option(
+    "--model",
+    "against",
+    type=ANY_PATH,
+    metavar="RUN|CKPT",
+    shell_complete=complete_runs,
+    help="Compare exported files with this checkpoint, not only with what they keep of it.",
+)
 @json_option()
-def verify(file: tuple[Path, ...], as_json: bool) -> int:
-    """Verify the digest of checkpoints, of a run all of them; the exit code is 4 if one is damaged."""
-    console().loading()
-    from medrl.core.checkpoint import read_meta
+@click.pass_context
+def verify(ctx: click.Context, file: tuple[Path, ...], against: Path | None, as_json: bool) -> int:
+    """Verify the digest of checkpoints, of a run all of them, and what exported files say.
 
-    results = []
-    for path in checkpoint_files(file):
-        try:
-            results.append({"file": path, "ok": True, "step": read_meta(path).get("step")})
-        except MedrlError as error:
-            results.append({"file": path, "ok": False, "why": error.why or error.what, "do": error.do})
+    An exported file is run by the loader of its format on a phantom. The exit code is 4 if a file is damaged
+    or says something else than its checkpoint.
+    """
+    console().loading()
+    results: list[dict[str, Any]] = []
+    known: dict[str, Any] = {}
+    for path in file:
+        if _exported(path):
+            results.append(_verify_export(ctx, path, against, known))
+        else:
+            results += [_verify_checkpoint(item) for item in checkpoint_files((path,))]
     bad = [item for item in results if not item["ok"]]
     if as_json:
         write_json(results)
@@ -78,12 +150,89 @@ def verify(file: tuple[Path, ...], as_json: bool) -> int:
     screen = console()
     for item in results:
         if item["ok"]:
-            screen.say(f"{screen.style('intact ', fg='green')} {item['file']}  step {item['step']}")
+            state = screen.style("intact ", fg="green")
+            screen.say(f"{state} {item['file']}  {item.get('said') or 'step ' + str(item['step'])}")
         else:
-            screen.line(f"{screen.style('damaged', fg='red')} {item['file']}: {item['why']}")
+            state = screen.style("damaged" if "format" not in item else "differs", fg="red")
+            screen.line(f"{state} {item['file']}: {item['why']}")
             if item["do"]:
                 screen.line(f"        do: {item['do']}")
     return EXIT_CHECKPOINT if bad else EXIT_OK
+
+
+def _verify_checkpoint(path: Path) -> dict[str, Any]:
+    from medrl.core.checkpoint import read_meta
+
+    try:
+        return {"file": path, "ok": True, "step": read_meta(path).get("step")}
+    except MedrlError as error:
+        return {"file": path, "ok": False, "why": error.why or error.what, "do": error.do}
+
+
+def _exported(path: Path) -> bool:
+    """Whether a path looks like something that was exported."""
+    from medrl.core.export import format_of
+
+    return path.exists() and format_of(path) is not None
+
+
+def _verify_export(
+    ctx: click.Context, path: Path, against: Path | None, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Verify one exported file; `known` keeps the networks of `against` between files."""
+    from medrl.core.export import checkpoint_of, format_of, networks_of
+    from medrl.core.export import verify as compare
+
+    try:
+        network = None
+        if against is not None:
+            known = known or dict(networks_of(checkpoint_of(against), manager_of(ctx)))
+            kind = format_of(path)
+            name = "" if kind is None else str(kind.facts(path).get("network"))
+            if name not in known:
+                why = f"the checkpoint has no network '{name}'; it has {', '.join(known)}"
+                raise CheckpointError(str(path), why=why, do="name the run that it was exported from")
+            network = known[name]
+        found = compare(path, network)
+    except CheckpointError as error:
+        return {"file": path, "ok": False, "why": error.why or error.what, "do": error.do}
+    return verdict_facts(found)
+
+
+def verdict_facts(found: Any) -> dict[str, Any]:
+    """Return a verdict as plain values."""
+    return {
+        "file": found.path,
+        "ok": found.ok,
+        "format": found.format,
+        "network": found.facts.get("network"),
+        "method": found.facts.get("method"),
+        "step": found.facts.get("step"),
+        "compared": found.against,
+        "numbers": found.numbers,
+        "largest_difference": found.deviations,
+        "tolerance": found.facts.get("tolerance"),
+        "said": _agreement(found),
+        "why": "; ".join(found.problems),
+        "do": "medrl model export RUN --format " + found.format if found.problems else "",
+    }
+
+
+def _agreement(found: Any) -> str:
+    """Return in one line how far an exported file is from its checkpoint."""
+    if found.against == "weights":
+        return "weights are those that were exported; --model RUN compares outputs"
+    tolerance = found.facts["tolerance"]
+    most = max(found.deviations.values(), default=0.0)
+    allowed = f"{tolerance['absolute']:g} + {tolerance['relative']:g} × |value|"
+    if not tolerance["absolute"] and not tolerance["relative"]:
+        allowed = "none"
+    other = "the checkpoint" if found.against == "checkpoint" else "what it keeps of its checkpoint"
+    return f"differs by at most {most:.2g} from {other} in {found.numbers:,} numbers (tolerance {allowed})"
+
+
+def _shape(sizes: Any) -> str:
+    return "(" + ", ".join(["N", *(str(size) for size in sizes)]) + ")"
 
 
 def checkpoint_files(paths: tuple[Path, ...]) -> list[Path]:

@@ -19,6 +19,7 @@ def medrl_plugin_info() -> PluginInfo:
         paper="GRAFT, PIMED group, Stanford (github.com/pimed/GRAFT)",
         license="Apache-2.0",
         config=f"{_HERE}.config:GraftConfig",
+        networks=f"{_HERE}.exporting:networks",
     )
 
 

@@ -19,6 +19,7 @@ def medrl_plugin_info() -> PluginInfo:
         paper="ASMR, Yen et al., ICML 2024 (github.com/robinyen/asmr); github.com/Hanson1331/ICASSP2025",
         license="Apache-2.0",
         config=f"{_HERE}.config:KspaceConfig",
+        networks=f"{_HERE}.exporting:networks",
     )
 
 

@@ -19,6 +19,7 @@ def medrl_plugin_info() -> PluginInfo:
         paper="Judge et al., RL4Seg, MICCAI 2024 (github.com/arnaudjudge/RL4Seg)",
         license="Apache-2.0",
         config=f"{_HERE}.config:Rl4segConfig",
+        networks=f"{_HERE}.exporting:networks",
     )
 
 
