@@ -57,6 +57,8 @@ FOLDS = 5
 SEEDS = {"tune": (101, 102, 103, 104, 105), "report": (0, 1, 2, 3, 4)}
 SHIFT = 4.0 / 64.0
 """Share of the columns up to which the k-space centre of `shifted` is displaced to either side."""
+DRAWS = {"zf": 10, "sense": 3}
+"""Random masks of the brain, by reconstruction."""
 BASELINES = ("random", "equispaced", "variable-density", "low-to-high")
 
 
@@ -79,12 +81,12 @@ class Scale:
     """
 
     shape: tuple[int, int] = (48, 64)
-    reach: int = 18
-    initial: int = 2
-    totals: tuple[int, ...] = (3, 4, 5, 6, 8, 12, 16)
+    reach: int = 14
+    initial: int = 3
+    totals: tuple[int, ...] = (4, 5, 6, 8, 12, 16)
     exchange: int = 6
-    patients: int = 60
-    slices: int = 3
+    patients: int = 120
+    slices: int = 2
     fit_cases: int = 48
     oracle_cases: int = 40
     ppo: int = 10
@@ -92,8 +94,14 @@ class Scale:
         default_factory=lambda: {
             "model": {"name": "kspace.compact"},
             "agent": {"name": "kspace.columns"},
-            "seg": {"steps": 600, "ema": 0.99, "lr": 4e-3, "rates": [0.04, 0.45]},
-            "warm": {"states": 1024},
+            "seg": {
+                "steps": 900,
+                "ema": 0.99,
+                "lr": 4e-3,
+                "rates": [0.04, 0.45],
+                "augment": {"flip": 0.0},
+            },
+            "warm": {"states": 1536, "batch": 64, "oracle": 0.8},
             "ppo": {"envs": 64},
             "train": {"batch_size": 16, "checkpoint_every": 1000},
             "validation": {"cases": 24},
@@ -111,6 +119,7 @@ SCALES = {
     "tiny": Scale(
         shape=(16, 16),
         reach=6,
+        initial=2,
         totals=(4, 5),
         exchange=4,
         patients=10,
@@ -203,24 +212,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 STARTS = {"ppo 1": "policy 1", "terminal 1": "policy 1"}
 """Policies that PPO goes on from."""
 JOBS = (
-    Job("reward", 30),
-    Job("policy 1", 25, needs=("reward",)),
-    Job("blind 1", 22, needs=("reward",)),
-    Job("rivals:1", 30, needs=("reward",)),
-    Job("oracle:1", 12, needs=("reward",)),
+    Job("reward", 35),
+    Job("policy 1", 40, needs=("reward",)),
+    Job("blind 1", 35, needs=("reward",)),
+    Job("rivals:1", 18, needs=("reward",)),
+    Job("oracle:1", 8, needs=("reward",)),
     Job("headroom", 5, needs=("policy 1", "blind 1")),
-    Job("brain", 40, folds=0),
-    Job("policy 0.5", 28, folds=2, needs=("reward",)),
-    Job("blind 0.5", 25, folds=2, needs=("reward",)),
-    Job("rivals:0.5", 30, folds=2, needs=("reward",)),
-    Job("oracle:0.5", 14, folds=2, needs=("reward",)),
-    Job("ppo 1", 22, needs=("policy 1",)),
-    Job("policy 0", 20, folds=2, needs=("reward",)),
-    Job("policy 0.25", 28, folds=2, needs=("reward",)),
-    Job("policy 0.75", 28, folds=2, needs=("reward",)),
-    Job("flat 1", 45, folds=2, settings=("real",), needs=("reward",)),
-    Job("ce 1", 25, folds=2, settings=("real",), needs=("reward",)),
-    Job("terminal 1", 22, folds=2, settings=("real",), needs=("policy 1",)),
+    Job("brain", 60, folds=0),
+    Job("ppo 1", 25, settings=("shifted", "real"), needs=("policy 1",)),
+    Job("policy 0.5", 40, folds=2, needs=("reward",)),
+    Job("rivals:0.5", 18, folds=2, needs=("reward",)),
+    Job("policy 0", 35, folds=2, settings=("shifted", "real"), needs=("reward",)),
+    Job("policy 0.25", 40, folds=2, settings=("shifted", "real"), needs=("reward",)),
+    Job("policy 0.75", 40, folds=2, settings=("shifted", "real"), needs=("reward",)),
+    Job("ce 1", 40, folds=2, settings=("real",), needs=("reward",)),
+    Job("terminal 1", 25, folds=2, settings=("real",), needs=("policy 1",)),
+    Job("flat 1", 60, folds=2, settings=("real",), needs=("reward",)),
 )
 
 
@@ -296,7 +303,7 @@ def common(unit: Unit, root: Path, scale: Scale) -> dict[str, Any]:
             "init_center": scale.initial,
             "sampled_indices": [middle - scale.reach, middle + scale.reach],
         },
-        "budget": {"train": [1, budgets[-1]], "eval": sorted({budgets[len(budgets) // 4], budgets[-3 // 2]})},
+        "budget": {"train": [1, budgets[-1]], "eval": sorted({budgets[len(budgets) // 4], budgets[-2]})},
         "ppo": {"updates": scale.ppo},
         "train": {"seed": unit.seed, "threads": 1, "device": "cpu"},
     }
@@ -522,7 +529,7 @@ def brain(work: Work) -> dict[str, Any]:
             longest = 24 if name == "greedy-oracle" else totals[-1]
             if name == "greedy-oracle" and kind == "sense":
                 continue
-            drawn = 10 if name in ("random", "variable-density") else 1
+            drawn = DRAWS[kind] if name in ("random", "variable-density") else 1
             for total in (count for count in totals if count <= longest):
                 scores = []
                 for draw in range(drawn):
@@ -640,7 +647,7 @@ def facts_of(scale: Scale) -> Facts:
             f"**Size.** k-space of {rows} rows × {columns} columns instead of 128², so that one CPU core can "
             f"finish; rows are the readout, which is always complete. {scale.initial} middle columns are "
             f"there first; measured at {totals} columns in all, {scale.totals[0] / columns:.1%} to "
-            f"{scale.totals[-1] / columns:.0%} (6 to 32 of 128). Policies, fixed masks and the oracle choose "
+            f"{scale.totals[-1] / columns:.0%} (8 to 32 of 128). Policies, fixed masks and the oracle choose "
             f"among the {2 * scale.reach + 1} middle columns, the other baselines among all.",
             f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps of "
             f"{values.train.batch_size} slices. Policy: `kspace.columns`, warm start on {values.warm.states} "

@@ -50,7 +50,7 @@ def medrl_register_agents(registry: Any) -> None:
 @hookimpl
 def medrl_register_environments(registry: Any) -> None:
     """Register the acquisition of lines."""
-    registry.add("lines", f"{_HERE}.env:KSpaceEnv", summary="acquire a line of k-space in every step")
+    registry.add("lines", f"{_HERE}.playing:lines", summary="acquire a line of k-space in every step")
 
 
 @hookimpl

@@ -53,6 +53,9 @@ def fit(rt: Runtime, cfg: KspaceConfig, data: Data) -> None:
     if rt.job.init_from is not None:
         parts.load_part(rt.job.init_from, "segmenter", network, "--init-from")
     rt.prepare(network)
+    if data.cases("train", cfg, rt.device, supervised=True).geometry != "volume3d":
+        # Faster for two-dimensional convolutions on many CPUs and GPUs.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
     mean = RunningMean(network, stage.ema) if stage.ema else None
     kept = network if mean is None else mean.network

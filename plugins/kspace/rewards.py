@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
@@ -206,11 +205,12 @@ def label_quality(
             return torch.where(there, (chosen * weight).sum(dim=1) / weight.sum(dim=1), 0.0)
         count = foreground.sum(dim=1).clamp_min(1)
         return (chosen * foreground).sum(dim=1) / count
-    hot = F.one_hot(truth, classes).movedim(-1, 1)[:, 1:].to(flat.dtype)
+    each = torch.arange(1, classes, device=truth.device).view(1, -1, 1)
+    hot = (truth.unsqueeze(1) == each).to(flat.dtype)
     if kind == "soft_dice":
         given = torch.softmax(flat, dim=1)[:, 1:]
     else:
-        given = F.one_hot(flat.argmax(dim=1), classes).movedim(-1, 1)[:, 1:].to(flat.dtype)
+        given = (flat.argmax(dim=1, keepdim=True) == each).to(flat.dtype)
     size = hot.sum(dim=2)
     drawn = (given * weight.unsqueeze(1)).sum(dim=2)
     dice = 2.0 * (given * hot).sum(dim=2) / (drawn + size + EPS)
