@@ -27,7 +27,7 @@ class ConvLayer(nn.Module):
 
     def __init__(self, before: int, after: int, kernel: Triple, stride: Triple = (1, 1, 1)) -> None:
         super().__init__()
-        padding = [int((k - s + 1) / 2) for k, s in zip(kernel, stride, strict=True)]
+        padding = _triple([int((k - s + 1) / 2) for k, s in zip(kernel, stride, strict=True)], least=0)
         self.conv = nn.Conv3d(before, after, kernel, stride=stride, padding=padding)
         self.norm = nn.InstanceNorm3d(after, affine=True)
 
@@ -289,8 +289,8 @@ def _widths(base: int, levels: int) -> list[int]:
     return [min(base * 2**level, 10 * base) for level in range(levels)]
 
 
-def _triple(values: Sequence[int]) -> Triple:
+def _triple(values: Sequence[int], least: int = 1) -> Triple:
     numbers = [int(value) for value in values]
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise ConfigError("rl4seg3d.unet3d", why=f"{numbers} are not three positive numbers")
+    if len(numbers) != 3 or min(numbers) < least:
+        raise ConfigError("rl4seg3d.unet3d", why=f"{numbers} are not three numbers of at least {least}")
     return numbers[0], numbers[1], numbers[2]

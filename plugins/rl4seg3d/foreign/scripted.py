@@ -100,7 +100,8 @@ def load_scripted(
             do="add --trust-checkpoint if you trust whoever made it",
         )
     try:
-        module = torch.jit.load(str(path), map_location=device).eval()
+        load: Any = torch.jit.load
+        module = load(str(path), map_location=device).eval()
         names = [argument.name for argument in module.forward.schema.arguments if argument.name != "self"]
     except Exception as error:  # torch raises many kinds of errors for unusable archives
         raise CheckpointError(

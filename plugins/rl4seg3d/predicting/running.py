@@ -212,7 +212,7 @@ class SequenceRun(CaseLoop):
         inner = small.cpu().numpy().astype(np.uint8)
         labels = np.zeros(sequence.frames.shape, dtype=np.uint8)
         classes = len(self.model.label_names)
-        for t in range(labels.shape[-1]):
+        for t in range(sequence.frames.shape[2]):
             each = (inner[..., t] == np.arange(classes)[:, None, None]).astype(np.float32)
             labels[..., t] = restore(each, prepared).argmax(axis=0)
         found = _Found(labels=labels, inner=inner)
