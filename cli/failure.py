@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -151,10 +153,24 @@ def _system(error: OSError) -> tuple[str, str]:
     return (f"{path}: {reason.lower()}" if path else reason.lower()), advice
 
 
+def _outside(error: BaseException) -> str:
+    """Return where the command of a plugin raised; empty for commands that medrl brings itself."""
+    import traceback
+
+    ours, framework = Path(__file__).resolve().parent.parent, Path(click.__file__).parent
+    frames = [(Path(item.filename), item) for item in traceback.extract_tb(error.__traceback__)]
+    for (caller, _), (called, _) in pairwise(frames):
+        outside = not called.resolve().is_relative_to(ours) and not called.is_relative_to(framework)
+        if caller.is_relative_to(framework) and outside:
+            last = [item for path, item in frames if path.parent == called.parent][-1]
+            return f" (in {last.filename}, line {last.lineno})"
+    return ""
+
+
 def _unexpected(error: BaseException) -> tuple[str, str]:
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return "out of memory", "use a smaller train.batch_size or patch, or another device"
     first = (str(error).strip().splitlines() or [""])[0]
-    text = f"unexpected {name}" + (f": {first}" if first else "")
+    text = f"unexpected {name}" + (f": {first}" if first else "") + _outside(error)
     return text, "run again with --debug to see where, and report it with that output"

@@ -14,12 +14,32 @@ from medrl.cli.console import console, counted
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import ANY_PATH, FILE, ListType, PartType, compute_options
 from medrl.cli.progress import case_progress
-from medrl.cli.runfiles import method_of_model, run_config, run_folders
-from medrl.core.errors import EXIT_DATA, EXIT_OK, CheckpointError, ConfigError
+from medrl.cli.runfiles import method_of_model, require_plugin, run_config, run_folders
+from medrl.cli.session import manager_of
+from medrl.core.errors import EXIT_DATA, EXIT_OK, CheckpointError, ConfigError, PluginError
 
 
 class Predict(MethodCommand):
     """Predicts with the checkpoints of one run, or the mean of several folds."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; where the method of the model is not installed, say so first."""
+        try:
+            return super().parse_args(ctx, args)
+        except (ConfigError, PluginError):
+            if not ctx.resilient_parsing:
+                self._require_plugin(ctx, args)
+            raise
+
+    def _require_plugin(self, ctx: click.Context, args: list[str]) -> None:
+        try:
+            models = self._peek(ctx, args)[0].get("model") or ()
+        except click.UsageError:
+            return
+        for model in models:
+            folder = Path(model)
+            if folder.exists() and not _is_foreign(folder):
+                require_plugin(manager_of(ctx), method_of_model(model_folders([folder], ())[0]), folder)
 
     def find_method(self, ctx: click.Context, values: dict[str, Any]) -> str:
         """Take the method from the checkpoint."""

@@ -15,7 +15,7 @@ from medrl.cli.launch import inside_launcher, launch
 from medrl.cli.layers import resolve_all
 from medrl.cli.method_command import Call
 from medrl.cli.options import ANY_PATH, POSITIVE, DeviceType
-from medrl.cli.runfiles import read_run, run_config
+from medrl.cli.runfiles import read_run, require_plugin, run_config
 from medrl.cli.session import manager_of
 from medrl.cli.train import Planned, say_result, train, train_one
 from medrl.core.errors import EXIT_OK, CheckpointError, ConfigError, MedrlError
@@ -69,6 +69,7 @@ def _call(ctx: click.Context, method: str, run: Path, extend_to: int | None, dev
     from medrl.core.config import Layer, nest
 
     manager = manager_of(ctx)
+    require_plugin(manager, method, run)
     command = manager.commands(method).train
     if command is None:
         raise ConfigError(f"method '{method}' has no train command")

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medrl.cli.console import number
 from medrl.cli.progress import duration
 from medrl.core.errors import ConfigError, MedrlError, did_you_mean
+
+if TYPE_CHECKING:
+    from medrl.core.manager import PluginManager
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,48 @@ def method_of_model(path: Path) -> str:
     return method
 
 
+def require_plugin(manager: PluginManager, method: str, path: Path) -> None:
+    """Refuse a run or checkpoint of a plugin that is not installed, with the installation that is missing.
+
+    Args:
+        manager: The plugins that are there.
+        method: The method of the run.
+        path: Run folder or checkpoint.
+
+    Raises:
+        CheckpointError: There is no plugin of this name.
+    """
+    from medrl.core.errors import CheckpointError
+
+    if manager.knows(method):
+        return
+    facts = _origin(path)
+    distribution = str(facts.get("distribution") or "")
+    version = str(facts.get("plugin_version") or "")
+    release = f"{distribution}=={version}" if version else distribution
+    raise CheckpointError(
+        f"{path} needs the plugin '{method}'",
+        why=f"its package {distribution} is not installed" if distribution else "it is not installed",
+        do=f"pip install '{release}'" if release else "install the package that brings it",
+    )
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    """Return what a run folder or checkpoint says about the plugin that wrote it."""
+    import json
+
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "manifest.json").is_file():
+            try:
+                found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                break
+            return found if isinstance(found, dict) else {}
+    from medrl.core.checkpoint import find_checkpoint, read_meta
+
+    return read_meta(find_checkpoint(path))
+
+
 def _better(best: tuple[str, float, int] | None, record: Mapping[str, Any]) -> tuple[str, float, int] | None:
     """Keep the highest validation Dice of the records."""
     for key, value in record.items():
@@ -164,15 +209,15 @@ def _recorded(value: object, records: Iterable[Mapping[str, Any]]) -> tuple[str,
     """Read the best value that a manifest records, under the name that it has among the metrics."""
     if not isinstance(value, Mapping):
         return None
-    metric, step = value.get("metric"), value.get("step")
+    metric, step, own = value.get("metric"), value.get("step"), str(value.get("name", "metric"))
     if not isinstance(metric, (int, float)) or not isinstance(step, int):
         return None
     for record in records:
         if record.get("step") == step:
-            for name, number_there in record.items():
-                if name != "step" and number_there == metric:
-                    return name, float(metric), step
-    return str(value.get("name", "metric")), float(metric), step
+            names = [name for name, there in record.items() if name != "step" and there == metric]
+            if names:
+                return (own if own in names else names[0]), float(metric), step
+    return own, float(metric), step
 
 
 def _whole(value: object) -> int:

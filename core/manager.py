@@ -31,7 +31,8 @@ from medrl.core.discovery import (
     read_policy,
 )
 from medrl.core.errors import ConfigError, MedrlError, PluginError, did_you_mean
-from medrl.core.registry import BASES, KINDS, Entry, Registry, check_target, describe, import_target
+from medrl.core.isolation import ANYTHING, CtrlC, describe, plugin_code, telling_ctrl_c
+from medrl.core.registry import BASES, KINDS, Entry, Registry, check_target, import_target
 from medrl.core.types import PLUGIN_API, PluginInfo
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
 STRICT_VARIABLE = "MEDRL_PLUGINS_STRICT"
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("medrl_"))
 """Names of all hooks."""
+
+SLOW_S = 2.0
+"""Seconds of importing above which a plugin is called slow."""
 
 T = TypeVar("T")
 _log = logging.getLogger("medrl.plugins")
@@ -287,7 +291,7 @@ class PluginManager:
         found = []
         for entry in self._entries:
             muted = self._muted.get(entry.name, "") if entry.status == "loaded" else ""
-            found.append(replace(entry, file=locate(entry), reason=entry.reason or muted))
+            found.append(replace(entry, file=locate(entry), reason=muted or entry.reason))
         return found
 
     def load(self, name: str) -> LoadedPlugin:
@@ -312,7 +316,9 @@ class PluginManager:
             raise
         self._loaded[name] = loaded
         file = getattr(loaded.module, "__file__", None) or ""
-        self._replace(entry, status="loaded", load_s=time.perf_counter() - start, file=file)
+        took = time.perf_counter() - start
+        reason = f"slow: importing it took {took:.1f} s of every command" if took > SLOW_S else ""
+        self._replace(entry, status="loaded", reason=reason, load_s=took, file=file)
         return loaded
 
     def load_all(self) -> None:
@@ -372,8 +378,11 @@ class PluginManager:
             if name in self._muted:
                 continue
             try:
-                getattr(plugin.hooks.hook, hook)(**kwargs)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - an observer never stops a run
+                with telling_ctrl_c():
+                    getattr(plugin.hooks.hook, hook)(**kwargs)
+            except CtrlC:
+                raise
+            except ANYTHING as error:
                 self._muted[name] = f"its observers are off, because {hook} failed: {describe(error)}"
                 _log.warning("plugin '%s': %s", name, self._muted[name])
 
@@ -402,20 +411,16 @@ class PluginManager:
         do = f"pip install --upgrade --force-reinstall {entry.distribution}"
         module = _import(entry, what=what, do=do)
         hooks = _pluggy_manager(entry, module, what=what, do=f"repair {locate(entry) or entry.module}")
-        try:
+        with plugin_code(what, "medrl_plugin_info", do=do):
             info = hooks.hook.medrl_plugin_info()
-        except (Exception, SystemExit) as error:  # a plugin may raise anything
-            raise PluginError(what, why=f"medrl_plugin_info failed: {describe(error)}", do=do) from error
         info = _checked_info(entry, info, what=what)
         recorder = CommandRecorder(entry.name)
         offered: dict[str, dict[str, Any]] = {"medrl_register_commands": {"commands": recorder}}
         for kind, registry in self._registries.items():
             offered[f"medrl_register_{kind}"] = {"registry": registry.recorder(entry.name)}
         for hook, arguments in offered.items():
-            try:
+            with plugin_code(what, hook, do=do, distribution=entry.distribution):
                 getattr(hooks.hook, hook)(**arguments)
-            except (Exception, SystemExit) as error:  # a plugin may raise anything
-                raise PluginError(what, why=f"{hook} failed: {describe(error)}", do=do) from error
         return LoadedPlugin(entry.name, info, module, entry, Commands(entry.name, recorder), hooks)
 
 
@@ -423,11 +428,8 @@ def _import(entry: PluginEntry, *, what: str, do: str) -> Any:
     """Import the module, or the object in a module, that an entry point names."""
     if ":" in entry.module:
         return import_target(entry.module, what=what, do=do)
-    try:
+    with plugin_code(what, f"importing {entry.module}", do=do, distribution=entry.distribution):
         return importlib.import_module(entry.module)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
-        why = "it ended the program (SystemExit)" if isinstance(error, SystemExit) else describe(error)
-        raise PluginError(what, why=f"importing {entry.module} failed: {why}", do=do) from error
 
 
 def _pluggy_manager(entry: PluginEntry, module: Any, *, what: str, do: str) -> pluggy.PluginManager:

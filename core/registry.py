@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from medrl.core.errors import ConfigError, MedrlError, PluginError, did_you_mean
+from medrl.core.isolation import describe, plugin_code
 
 T = TypeVar("T")
 
@@ -47,10 +48,8 @@ def import_target(target: str, *, what: str, do: str = "") -> Any:
         PluginError: The module cannot be imported, or lacks the attribute.
     """
     module_name, _, attribute = target.partition(":")
-    try:
+    with plugin_code(what, f"importing '{module_name}'", do=do, module=module_name):
         found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
-        raise PluginError(what, why=f"importing '{module_name}' failed: {describe(error)}", do=do) from error
     seen = module_name
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -69,14 +68,6 @@ def check_target(target: str, *, what: str) -> None:
     """
     if not _TARGET.fullmatch(target):
         raise PluginError(what, why=f"expected 'module:attribute', got {target!r}")
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception as one line: its type and the first line of its message."""
-    if isinstance(error, MedrlError):
-        return str(error).splitlines()[0]
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,17 @@ TOP = ("core", "cli", "plugins")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/plugin.py"))
 SOURCES = sorted(path for top in TOP for path in (ROOT / top).rglob("*.py"))
-LIGHT_CORE = ("errors", "types", "jobs", "hookspecs", "registry", "discovery", "manager", "testing")
+LIGHT_CORE = (
+    "errors",
+    "types",
+    "jobs",
+    "hookspecs",
+    "isolation",
+    "registry",
+    "discovery",
+    "manager",
+    "testing",
+)
 
 IMPORT_NAMES = {
     "pyyaml": "yaml",

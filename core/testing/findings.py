@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medrl.core.errors import MedrlError
-from medrl.core.registry import describe
+from medrl.core.isolation import describe
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from medrl.core.errors import MedrlError, did_you_mean
+from medrl.core.isolation import describe
 from medrl.core.jobs import ConfigOption
 from medrl.core.manager import LoadedPlugin, PluginManager
-from medrl.core.registry import KINDS, describe
+from medrl.core.registry import KINDS
 from medrl.core.testing.findings import Finding
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 
 from medrl.core.checkpoint import load_checkpoint
 from medrl.core.errors import MedrlError
-from medrl.core.registry import describe
+from medrl.core.isolation import describe
 from medrl.core.testing.findings import Finding, failed
 from medrl.core.testing.trial import STEPS, newest, records
 from medrl.core.volume import grid_difference, read_volume

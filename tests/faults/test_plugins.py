@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 
 import pytest
 
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.slow
 BROKEN = {
     "absent": "importing medrl_absent.plugin failed: ModuleNotFoundError: No module named",
     "exiting": "importing medrl_exiting.plugin failed: it ended the program (SystemExit)",
+    "keyboard": "importing medrl_keyboard.plugin failed: KeyboardInterrupt",
+    "nowhere": "importing medrl_nowhere.plugin failed: ModuleNotFoundError: No module named "
+    "'medrl_nowhere.plugin'",
     "misspelt": "there is no hook 'medrl_register_modles', did you mean 'medrl_register_models'",
     "signature": "a hook has a wrong signature: hookimpl definition: medrl_register_models(regis",
     "future": "written for plugin API 99, this medrl has 1",
@@ -54,6 +58,9 @@ def test_a_broken_plugin_is_shown_with_its_reason_and_its_file(plugin_environmen
     status, reason, file = state(plugin_environment)[name, f"medrl-{name}"]
     assert status == "broken"
     assert reason.startswith(BROKEN[name])
+    if name == "nowhere":
+        assert file == ""
+        return
     assert file.endswith("plugin.py")
     assert str(plugin_environment.python.parents[1]) in file
 
@@ -139,6 +146,89 @@ def test_the_help_of_the_command_line_survives_every_broken_plugin(plugin_enviro
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "train" in done.stdout + done.stderr
+
+
+PART = """
+import sys
+from medrl.core.errors import MedrlError
+from medrl.core.manager import PluginManager
+manager = PluginManager.create()
+print(manager.registry("losses").get("extras.plain").__name__)
+try:
+    manager.registry("losses").get("extras.fancy")
+except MedrlError as error:
+    print(error, error.do, sep="|")
+    sys.exit(error.exit_code)
+"""
+
+
+def test_a_missing_extra_is_named_with_its_installation_and_the_other_parts_work(plugin_environment):
+    assert state(plugin_environment)["extras", "medrl-extras"][:2] == ("loaded", "")
+    done = plugin_environment.run("-c", PART)
+    assert done.returncode == 5
+    assert done.stdout.splitlines() == [
+        "plain",
+        "loss 'extras.fancy': importing 'medrl_extras.fancy' failed: ModuleNotFoundError: No module named "
+        "'medrl_package_that_is_not_there'|pip install 'medrl-extras[fancy]'",
+    ]
+
+
+def test_a_policy_that_requires_a_package_says_how_to_install_it(plugin_environment, tmp_path):
+    policy = tmp_path / "plugins.toml"
+    policy.write_text("[settings]\nthird_party = 'all'\n\n[plugins.cine]\nrequires = ['not-there-9']\n")
+    found = state(plugin_environment, env={"MEDRL_PLUGINS": str(policy)})
+    assert found["cine", "medrl-cine"][0] == "disabled"
+    assert found["cine", "medrl-cine"][1].endswith("run: pip install not-there-9")
+    assert found["graft", "medrl"][0] == "loaded"
+
+
+def test_a_command_that_raises_ends_with_one_line_that_says_where(plugin_environment):
+    done = plugin_environment.medrl("raising", "explode")
+    assert done.returncode == 1
+    first, *_ = done.stderr.splitlines()
+    assert first.startswith("error: unexpected ValueError: the tool is broken (in ")
+    assert first.endswith("commands.py, line 11)")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_ends_the_program_ends_with_its_own_exit_code(plugin_environment):
+    assert plugin_environment.medrl("raising", "leave").returncode == 7
+
+
+def test_a_run_is_finished_beside_an_observer_that_raises(plugin_environment, tmp_path):
+    run = tmp_path / "run"
+    done = plugin_environment.medrl(
+        "train", "cine", "-o", str(run), "--preset", "smoke", "--device", "cpu", "--max-steps", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "its observers are off" in line]
+    assert warnings == [
+        "warning: plugin 'raising': its observers are off, because medrl_run_started failed: OSError: the "
+        "disk of the observer is full"
+    ]
+    assert (run / "cine_outcome.txt").read_text() == "finished"
+
+
+def test_a_slow_plugin_is_called_slow_with_its_seconds(plugin_environment):
+    found = state(plugin_environment, env={"MEDRL_TEST_SLOW_S": "2.2"})
+    status, reason, _ = found["slow", "medrl-slow"]
+    assert status == "loaded"
+    assert reason == f"slow: importing it took {float(reason.split()[4]):.1f} s of every command"
+    assert 2.2 <= float(reason.split()[4]) < 30
+    assert found["cine", "medrl-cine"][:2] == ("loaded", "")
+
+
+def test_a_slow_plugin_delays_no_command_that_does_not_need_it(plugin_environment):
+    done = plugin_environment.medrl("cine", "show-profile", env={"MEDRL_TEST_SLOW_S": "100"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_of_the_user_still_stops_an_import(write_plugin, no_policy):
+    write_plugin("waiting", "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)")
+    manager = PluginManager.create()
+    with pytest.raises(KeyboardInterrupt):
+        manager.load("waiting")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_observer_that_fails_does_not_stop_a_run(write_plugin, no_policy, caplog):
