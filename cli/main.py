@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": ("predict:predict", "Methods at work", "Segment images with a trained model."),
     "evaluate": ("evaluate:evaluate", "Methods at work", "Compare segmentations with their references."),
     "data": ("data:data", "Data", "Check, split, convert and look at datasets."),
+    "env": ("env:env", "Data", "List, check and play environments."),
     "runs": ("runs:runs", "Runs and models", "List, show and compare runs."),
     "model": ("model:model", "Runs and models", "Look into checkpoints, export and verify them."),
     "cache": ("cache:cache", "Installation", "Show or clean the cache of computed data."),

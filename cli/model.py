@@ -228,7 +228,8 @@ def _agreement(found: Any) -> str:
     if not tolerance["absolute"] and not tolerance["relative"]:
         allowed = "none"
     other = "the checkpoint" if found.against == "checkpoint" else "what it keeps of its checkpoint"
-    return f"differs by at most {most:.2g} from {other} in {found.numbers:,} numbers (tolerance {allowed})"
+    difference = f"differs by at most {most:.2g} from" if most else "equals"
+    return f"{difference} {other} in {found.numbers:,} numbers (tolerance {allowed})"
 
 
 def _shape(sizes: Any) -> str:
