@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medrl.core.checkpoint import load_checkpoint
-from medrl.core.errors import MedrlError
+from medrl.core.errors import ConfigError, MedrlError
 from medrl.core.isolation import describe
 from medrl.core.testing.findings import Finding, failed
 from medrl.core.testing.trial import STEPS, newest, records
@@ -32,14 +32,17 @@ def check_environments(subject: Subject) -> list[Finding]:
             continue
         try:
             env = GymnasiumAdapter(registry.fit(entry.key, {"num_envs": 1}))
-        except MedrlError as error:
+        except ConfigError as error:
             findings.append(
                 Finding(
                     "environments",
-                    f"{entry.key} cannot be built alone: {error}".replace("\n", ""),
+                    f"{entry.key} cannot be built alone: {'; '.join(error.problems) or error}",
                     "give every parameter besides num_envs a default, so that it can be checked and played",
                 )
             )
+            continue
+        except MedrlError as error:
+            findings.append(failed("environments", entry.key, error))
             continue
         problem = examine(env)
         if problem:
@@ -71,6 +74,7 @@ def check_learning(subject: Subject) -> list[Finding]:
         return []
     found = records(trial.straight)
     names = sorted({name for record in found for name in record if "loss" in name.lower()})
+    names = ["loss"] if "loss" in names else names
     if not names:
         return [Finding("learning", "no record has a loss", "log it: rt.log(step, loss=loss)")]
     falls = False
@@ -78,7 +82,7 @@ def check_learning(subject: Subject) -> list[Finding]:
         values = [float(record[name]) for record in found if isinstance(record.get(name), (int, float))]
         if not all(math.isfinite(value) for value in values):
             return [Finding("learning", f"{name} is not finite", "a smaller learning rate, a stable formula")]
-        falls = falls or (len(values) > 1 and min(values[1:]) < values[0])
+        falls = falls or (len(values) > 1 and values[-1] < values[0])
     if not falls:
         return [
             Finding(

@@ -66,8 +66,9 @@ class Trial:
             return {key: _plain(value) for key, value in flatten(write(folder)).items()}
         from medrl.core.phantoms.prostate import write_prostate
 
-        write_prostate(folder, cases=6, test_cases=3, shape=(32, 32, 12))
-        return {"data.root": str(folder)}
+        # One case for training: whether a loss falls does not depend on which case is drawn.
+        write_prostate(folder, cases=2, test_cases=3, shape=(32, 32, 12))
+        return {"data.root": str(folder), "data.folds": 2}
 
     @property
     def inputs(self) -> Path:
