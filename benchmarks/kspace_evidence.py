@@ -77,6 +77,7 @@ class Scale:
         fit_cases: Training cases that fixed masks are fitted on.
         oracle_cases: Test cases of a fold on which the one-step oracle is measured.
         ppo: Updates after the warm start.
+        real_steps: Optimiser steps of the reward model on real slices.
         values: Config of all runs.
     """
 
@@ -90,6 +91,7 @@ class Scale:
     fit_cases: int = 48
     oracle_cases: int = 40
     ppo: int = 10
+    real_steps: int = 500
     values: Mapping[str, Any] = field(
         default_factory=lambda: {
             "model": {"name": "kspace.compact"},
@@ -99,7 +101,6 @@ class Scale:
                 "ema": 0.99,
                 "lr": 4e-3,
                 "rates": [0.04, 0.45],
-                "augment": {"flip": 0.0},
             },
             "warm": {"states": 1536, "batch": 64, "oracle": 0.8},
             "ppo": {"envs": 64},
@@ -127,6 +128,7 @@ SCALES = {
         fit_cases=4,
         oracle_cases=2,
         ppo=1,
+        real_steps=2,
         values={
             "model": {"name": "kspace.compact", "widths": [4, 6]},
             "agent": {"name": "kspace.columns", "width": 8},
@@ -253,6 +255,9 @@ def root_of(unit: Unit, work: Work) -> Path:
     )
 
 
+DUTIES = ("reward", "policy", "test")
+
+
 @dataclass(frozen=True)
 class Division:
     """Cases by duty; no patient has two."""
@@ -261,9 +266,11 @@ class Division:
     policy: tuple[str, ...]
     test: tuple[str, ...]
 
-    def without(self, *duties: str) -> list[str]:
-        """Cases that a run with another duty leaves out."""
-        return [case for duty in duties for case in getattr(self, duty)]
+    def only(self, duty: str) -> dict[str, Any]:
+        """Config of a run with a duty: the cases of others are left out, a part of its own watches."""
+        others = [case for name in DUTIES if name != duty for case in getattr(self, name)]
+        patients = {case.rpartition("_")[0] for case in getattr(self, duty)}
+        return {"exclude": others, "folds": min(len(patients), 6)}
 
 
 def divide(root: Path, unit: Unit) -> Division:
@@ -277,12 +284,14 @@ def divide(root: Path, unit: Unit) -> Division:
         if place % FOLDS == unit.fold:
             duty[patients[number]] = "test"
         else:
-            duty[patients[number]] = "policy" if others % 2 else "reward"
+            # Real patients are few, and the reward model needs them more than the policy.
+            share = 3 if unit.setting == "real" else 2
+            duty[patients[number]] = "policy" if others % share == share - 1 else "reward"
             others += 1
     dealt: dict[str, list[str]] = {"reward": [], "policy": [], "test": []}
     for case in cases:
         dealt[duty[case.patient or case.id]].append(case.id)
-    return Division(*(tuple(dealt[name]) for name in ("reward", "policy", "test")))
+    return Division(*(tuple(dealt[name]) for name in DUTIES))
 
 
 # --- jobs --------------------------------------------------------------------------------------------------
@@ -292,22 +301,26 @@ def common(unit: Unit, root: Path, scale: Scale) -> dict[str, Any]:
     """The config that all runs of a unit share."""
     middle, budgets = scale.shape[1] // 2, scale.budgets
     sample: dict[str, Any] = {"shape": list(scale.shape)}
+    augment: dict[str, Any] = {"flip": 0.0, "shift": 0.0}
     if unit.setting == "real":
         # The middle of the files at half of their resolution; volumes keep the ratio of their slices.
         sample |= {"norm": "volume_p99", "downsample": 2}
+        augment |= {"rotation": 40.0, "scale": 0.25, "shift": 0.15, "gamma": 0.5}
     base: dict[str, Any] = {
-        # Four or five patients are left to each duty on real slices: one of them watches over training.
-        "data": {"root": str(root), "folds": 4},
+        "data": {"root": str(root)},
         "sample": sample,
         "acquisition": {
             "init_center": scale.initial,
             "sampled_indices": [middle - scale.reach, middle + scale.reach],
         },
         "budget": {"train": [1, budgets[-1]], "eval": sorted({budgets[len(budgets) // 4], budgets[-2]})},
+        "seg": {"augment": augment},
         "ppo": {"updates": scale.ppo},
         "train": {"seed": unit.seed, "threads": 1, "device": "cpu"},
     }
-    return merged(base, scale.values)
+    # A few real patients are learned by heart sooner.
+    real = {"seg": {"steps": scale.real_steps}} if unit.setting == "real" else {}
+    return merged(base, scale.values, real)
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,10 +338,10 @@ def train(unit: Unit, name: str, work: Work) -> None:
     root, folder = root_of(unit, work), unit.folder(work.folder)
     division = divide(root, unit)
     if name == "reward":
-        own = {"stage": "reward", "data": {"exclude": division.without("test", "policy")}}
+        own = {"stage": "reward", "data": division.only("reward")}
     else:
         own = {
-            "data": {"exclude": division.without("test", "reward")},
+            "data": division.only("policy"),
             "inputs": {"reward": str(run_of(folder, "reward"))},
         }
     values = merged(common(unit, root, work.scale), own, VARIANTS.get(name, {}))
@@ -366,9 +379,7 @@ class Scene:
         root = root_of(unit, work)
         division = divide(root, unit)
         first = open_run(run_of(unit.folder(work.folder), "reward"), work.manager, torch.device("cpu"))
-        values = merged(
-            first.cfg.model_dump(mode="json"), {"data": {"exclude": division.without("test", "reward")}}
-        )
+        values = merged(first.cfg.model_dump(mode="json"), {"data": division.only("policy")})
         dataset = open_scans(root)
         test = [case for case in dataset.scans if case.id in division.test]
         slices = load_set(dataset, test, make_plan(first.cfg.sample, dataset.labels))
@@ -649,7 +660,8 @@ def facts_of(scale: Scale) -> Facts:
             f"there first; measured at {totals} columns in all, {scale.totals[0] / columns:.1%} to "
             f"{scale.totals[-1] / columns:.0%} (8 to 32 of 128). Policies, fixed masks and the oracle choose "
             f"among the {2 * scale.reach + 1} middle columns, the other baselines among all.",
-            f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps of "
+            f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps (real slices: "
+            f"{scale.real_steps}) of "
             f"{values.train.batch_size} slices. Policy: `kspace.columns`, warm start on {values.warm.states} "
             "states with exact gains; one policy for all totals. λ is the weight of the segmentation (soft "
             "Dice), 1 − λ that of the reconstruction (SSIM). “Policy” is the warm start alone; “then PPO” "

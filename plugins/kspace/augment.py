@@ -16,7 +16,7 @@ from .simulate import smooth_phase
 def augmented(
     images: Tensor, labels: Tensor | None, cfg: AugmentConfig, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor | None]:
-    """Mirror, turn, scale, change contrast, phase and noise.
+    """Mirror, turn, scale, displace, change contrast, phase and noise.
 
     Args:
         images: ``(B, H, W)`` complex.
@@ -27,9 +27,9 @@ def augmented(
     Returns:
         Images and labels of the same shapes.
     """
-    drawn = torch.stack([torch.rand(6, generator=generator) for generator in generators])
+    drawn = torch.stack([torch.rand(8, generator=generator) for generator in generators])
     moved = torch.view_as_real(images).movedim(-1, 1)
-    if cfg.flip or cfg.rotation or cfg.scale:
+    if cfg.flip or cfg.rotation or cfg.scale or cfg.shift:
         grid = _grid(drawn, cfg, images.shape[-2:]).to(images.device)
         moved = F.grid_sample(moved, grid, mode="bilinear", align_corners=False)
         if labels is not None:
@@ -56,7 +56,7 @@ def augmented(
 
 
 def _grid(drawn: Tensor, cfg: AugmentConfig, shape: torch.Size) -> Tensor:
-    """Sampling places ``(B, H, W, 2)`` of mirrored, turned and scaled slices; angles are those of pixels."""
+    """Sampling places ``(B, H, W, 2)`` of changed slices; angles are those of pixels."""
     turn = (2.0 * drawn[:, 0] - 1.0) * math.radians(cfg.rotation)
     size = 1.0 + (2.0 * drawn[:, 1] - 1.0) * cfg.scale
     across = torch.where(drawn[:, 2] < cfg.flip, -1.0, 1.0)
@@ -66,4 +66,5 @@ def _grid(drawn: Tensor, cfg: AugmentConfig, shape: torch.Size) -> Tensor:
     theta = torch.zeros(len(drawn), 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = cosine * across, -sine * (height / width) * along
     theta[:, 1, 0], theta[:, 1, 1] = sine * (width / height) * across, cosine * along
+    theta[:, :, 2] = (2.0 * drawn[:, 6:8] - 1.0) * 2.0 * cfg.shift
     return F.affine_grid(theta, [len(drawn), 1, height, width], align_corners=False)

@@ -73,6 +73,8 @@ class AugmentConfig(Block):
     """Largest rotation in degrees."""
     scale: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Largest relative change of size."""
+    shift: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Largest displacement along either axis, as a share of it."""
     gamma: float = Field(default=0.3, ge=0.0)
     """Largest absolute logarithm of the exponent of the magnitude."""
     phase: float = Field(default=0.5, ge=0.0)
