@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("medrl.adaptation")
 _HELD = 64
 """Validation masks that are corrupted and corrected."""
+ENOUGH = 0.8
+"""Share of valid masks below which a corrector is warned of."""
 
 
 @torch.no_grad()
@@ -56,11 +58,17 @@ def validate(
 
 
 def warn_if_harmful(found: Mapping[str, float]) -> None:
-    """Warn of a corrector that makes masks worse."""
+    """Warn of a corrector that makes masks worse, or that leaves many implausible."""
     if found["val_dice"] < found["corrupted_dice"]:
         _log.warning(
             "the corrector makes corrupted masks worse (Dice %.3f, before it %.3f): train it longer "
             "(corrector.steps), or its reward will mislead",
             found["val_dice"],
             found["corrupted_dice"],
+        )
+    elif found["val_validity"] < ENOUGH:
+        _log.warning(
+            "only %.0f %% of the corrected masks keep the rules: train the corrector longer (corrector.steps), "
+            "or a policy that trusts it will not keep them either",
+            100.0 * found["val_validity"],
         )

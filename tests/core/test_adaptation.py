@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medrl.core.adaptation.actors import CategoricalActor
+from medrl.core.adaptation.correcting import warn_if_harmful
 from medrl.core.adaptation.labels import join_labels, values_by_name
 from medrl.core.adaptation.players import Players, improve, set_rates
 from medrl.core.adaptation.pseudo_labels import open_pseudo_labels, write
@@ -134,3 +135,15 @@ def test_rates_of_actor_and_critic_rise_and_fall_together():
     ]
     assert shown == pytest.approx([0.25, 0.75, 1.0, 1 / 7])
     assert optimizers["critic"].param_groups[0]["lr"] == pytest.approx(0.5 / 7)
+
+
+@pytest.mark.parametrize(
+    ("dice", "validity", "said"),
+    [(0.5, 1.0, "makes corrupted masks worse"), (0.8, 0.5, "only 50 %"), (0.8, 0.9, "")],
+)
+def test_a_corrector_that_does_harm_is_warned_of(caplog, dice, validity, said):
+    warn_if_harmful(
+        {"val_dice": dice, "corrupted_dice": 0.7, "val_validity": validity, "corrupted_validity": 0.3}
+    )
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
