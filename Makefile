@@ -48,7 +48,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --outdir dist .
 
 docs: $(STAMP)
-	$(BIN)/python -c 'from pathlib import Path; from medrl.core.hookspecs import reference; Path("docs/hooks.md").write_text(reference())'
+	$(BIN)/python docs/make.py
 
 # Type checkers cannot follow the editable installation, so what ships is checked: the installed wheel.
 typecheck: wheel

@@ -92,7 +92,7 @@ def phantom(shape: Sequence[int], *, seed: int = 0, value_range: tuple[float, fl
     Args:
         shape: Of the tensor.
         seed: Of the drawing.
-        value_range: The values fill about this range.
+        value_range: The values lie in this range.
     """
     generator = rng.numpy_generator(seed, "export", "phantom")
     low, high = value_range
@@ -110,5 +110,5 @@ def phantom(shape: Sequence[int], *, seed: int = 0, value_range: tuple[float, fl
                 np.zeros(()),
             )
             values = values + level / (1.0 + np.exp(8.0 * (distance - 1.0)))
-        found[index] = low + (high - low) * values
+        found[index] = low + (high - low) * np.clip(values, 0.0, 1.0)
     return torch.from_numpy(found)

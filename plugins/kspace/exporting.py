@@ -29,7 +29,7 @@ def networks(checkpoint: Checkpoint, manager: PluginManager) -> dict[str, Networ
     deep = run.cfg.acquisition.geometry == "volume3d"
     size = (int(checkpoint.meta["depth"]), rows, columns) if deep else (rows, columns)
     found: dict[str, Network] = {}
-    policy = None if run.agent is None else _policy(run.agent)
+    policy = None if run.agent is None else policy_network(run.agent)
     if policy is not None:
         found["policy"] = policy
     if "segmenter" in checkpoint.states:
@@ -59,7 +59,7 @@ def networks(checkpoint: Checkpoint, manager: PluginManager) -> dict[str, Networ
     return found
 
 
-def _policy(agent: LineAgent) -> Network | None:
+def policy_network(agent: LineAgent) -> Network | None:
     """The policy; None for an agent of another plugin, whose inputs are not known here."""
     if isinstance(agent, FaithfulAgent):
         return Network(

@@ -6,7 +6,12 @@ from medrl.core import PluginInfo, hookimpl
 @hookimpl
 def medrl_plugin_info():
     return PluginInfo(
-        name="toy", api=1, summary="count steps", license="Apache-2.0", config="medrl_toy.config:ToyConfig"
+        name="toy",
+        api=1,
+        summary="count steps",
+        license="Apache-2.0",
+        config="medrl_toy.config:ToyConfig",
+        networks="medrl_toy.model:networks",
     )
 
 

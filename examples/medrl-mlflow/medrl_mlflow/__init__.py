@@ -1,0 +1,1 @@
+"""Record every medrl run in MLflow."""

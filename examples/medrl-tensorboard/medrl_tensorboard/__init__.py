@@ -1,0 +1,1 @@
+"""Watch every medrl run in TensorBoard."""
