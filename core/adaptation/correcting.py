@@ -68,7 +68,7 @@ def warn_if_harmful(found: Mapping[str, float]) -> None:
         )
     elif found["val_validity"] < ENOUGH:
         _log.warning(
-            "only %.0f %% of the corrected masks keep the rules: train the corrector longer (corrector.steps), "
-            "or a policy that trusts it will not keep them either",
+            "only %.0f %% of the corrected masks keep the rules: train the corrector longer "
+            "(corrector.steps), or a policy that trusts it will not keep them either",
             100.0 * found["val_validity"],
         )
