@@ -75,7 +75,7 @@ def doctor(ctx: click.Context, strict: bool, as_json: bool) -> int:
         findings += found
         if not as_json:
             for finding in found:
-                _show(finding)
+                show(finding)
     bad = [item for item in findings if item.state == BAD or (strict and item.state == NOTE)]
     if as_json:
         write_json({"ok": not bad, "strict": strict, "findings": [asdict(item) for item in findings]})
@@ -86,7 +86,8 @@ def doctor(ctx: click.Context, strict: bool, as_json: bool) -> int:
     return EXIT_RUNTIME if bad else EXIT_OK
 
 
-def _show(finding: Finding) -> None:
+def show(finding: Finding) -> None:
+    """Write one finding, with its fix if it is no good news."""
     screen = console()
     write = screen.say if finding.state == GOOD else screen.line
     write(

@@ -148,6 +148,10 @@ class Commands:
         targets = [*self._recorder.main.values(), *self._recorder.tools]
         return sorted({target.partition(":")[0] for target in targets if isinstance(target, str)})
 
+    def count_tools(self) -> int:
+        """Return how many tools the plugin has; imports nothing."""
+        return len(self._recorder.tools)
+
     def eager(self) -> list[str]:
         """Return the names of commands that were registered as objects instead of ``"module:attribute"``."""
         targets = [*self._recorder.main.values(), *self._recorder.tools]
