@@ -172,7 +172,8 @@ def traced(network: Network) -> Any:
     """
     try:
         with quiet(), torch.no_grad():
-            return torch.jit.trace(network.module.eval(), network.phantoms(2), check_trace=False)
+            trace: Any = torch.jit.trace
+            return trace(network.module.eval(), network.phantoms(2), check_trace=False)
     except Exception as error:  # the tracer raises many kinds of errors
         raise RuntimeFault("torchscript", why=f"the network cannot be traced: {_first(error)}") from error
 
@@ -194,8 +195,9 @@ def _load_torchscript(path: Path, facts: Facts, _network: Network | None) -> Run
 
 def _load_jit(path: Path, extra: dict[str, str]) -> Any:
     try:
+        load: Any = torch.jit.load
         with quiet():
-            return torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+            return load(str(path), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -209,7 +211,7 @@ def _save_onnx(network: Network, path: Path, facts: Facts) -> None:
     buffer = io.BytesIO()
     try:
         with quiet(), torch.no_grad():
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 network.module.eval(),
                 network.phantoms(2),
                 dynamo=True,

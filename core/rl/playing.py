@@ -200,7 +200,7 @@ def _ends(build: Build, seed: int) -> list[str]:
     return []
 
 
-class _LegalActions(gymnasium.spaces.Discrete):
+class _LegalActions(gymnasium.spaces.Discrete):  # type: ignore[misc]
     """The actions of an environment, of which only legal ones are drawn."""
 
     def __init__(self, adapter: GymnasiumAdapter) -> None:

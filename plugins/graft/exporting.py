@@ -58,6 +58,9 @@ def _transforms(plan: SamplePlan) -> tuple[list[dict[str, Any]], list[dict[str, 
     scale: dict[str, Any] = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
     if plan.normalization == "stats" and common is not None:
         scale |= {"subtrahend": list(common[0]), "divisor": [value or 1.0 for value in common[1]]}
-    before = [{**_TURN, "keys": "image"}, scale]
-    after = [{**_TURN, "keys": "pred"}, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}]
+    before: list[dict[str, Any]] = [{**_TURN, "keys": "image"}, scale]
+    after: list[dict[str, Any]] = [
+        {**_TURN, "keys": "pred"},
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+    ]
     return before, after
