@@ -254,6 +254,12 @@ def _translated(error: BaseException, ranks: Ranks | None) -> MedrlError | None:
             why=str(error).splitlines()[0],
             do="--precision bf16, a smaller train.batch_size with train.accumulate, or a smaller patch",
         )
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return RuntimeFault(
+            f"batch normalisation sees one value in a channel at {where}{cases}",
+            why=str(error).splitlines()[0],
+            do="a larger train.batch_size, larger windows, or a model without batch normalisation",
+        )
     if isinstance(error, RuntimeError) and not isinstance(error, MedrlError):
         return worker_fault(error)
     if isinstance(error, SystemExit) and ranks is not None and ranks.world_size > 1:

@@ -104,6 +104,13 @@ def fit(rt: Runtime, cfg: GraftConfig, data: GraftData) -> None:
 def start_student(rt: Runtime, cfg: GraftConfig, data: GraftData) -> nn.Module:
     """Build the student and, if asked for, start it from a checkpoint of medrl or of nnU-Net."""
     student = build_network(cfg, rt.job.manager, data.in_channels, data.plan.target.channels)
+    ranks = {parameter.dim() for parameter in student.parameters()}
+    if 4 in ranks and 5 not in ranks:
+        raise ConfigError(
+            f"model.name {cfg.model.name}",
+            why="it takes flat images, and graft trains on volumes",
+            do="choose a network for volumes, for example --set model.name=graft.tiny",
+        )
     path = rt.job.init_from
     if path is not None:
         load_start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -124,3 +125,32 @@ def test_values_for_all_plugins_are_refused(no_policy, capsys):
 def test_a_name_that_does_not_exist_gets_near_matches(no_policy, capsys):
     assert run(["plugins", "check", "grfat", "--quick"]) == 5
     assert "did you mean 'graft'" in capsys.readouterr().err
+
+
+def test_the_help_with_twenty_plugins_imports_nothing_heavy_and_lists_all(tmp_path):
+    names = [f"method{number}" for number in range(20)]
+    for name in names:
+        write_project(name, tmp_path / name)
+        info = tmp_path / "site" / f"medrl_{name}-0.1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: medrl-{name}\nVersion: 0.1.0\n")
+        (info / "entry_points.txt").write_text(f"[medrl.plugins]\n{name} = medrl_{name}.plugin\n")
+    code = (
+        "import sys; from medrl.cli.main import run; code = run(['--help']);"
+        "heavy = ('torch', 'numpy', 'monai', 'pydantic', 'gymnasium');"
+        "print([name for name in heavy if name in sys.modules]); sys.exit(code)"
+    )
+    folders = [tmp_path / "site", *(tmp_path / name for name in names)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MEDRL")}
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders)), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(re.search(rf"^  {name} ", done.stdout, flags=re.MULTILINE) for name in names)
