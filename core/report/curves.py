@@ -56,7 +56,13 @@ class _Line:
     y: NDArray[np.float64]
 
 
-def curves(records: Iterable[Mapping[str, Any]], keys: Sequence[str] | None = None, *, limit: int = 8) -> str:
+def curves(
+    records: Iterable[Mapping[str, Any]],
+    keys: Sequence[str] | None = None,
+    *,
+    limit: int = 8,
+    axis: str = "step",
+) -> str:
     """Return charts of logged numbers over steps.
 
     Keys that differ by a leading ``val_`` or ``train_``, by a trailing number, or by a further word
@@ -66,6 +72,7 @@ def curves(records: Iterable[Mapping[str, Any]], keys: Sequence[str] | None = No
         records: Records of ``metrics.jsonl``: ``{"step": 10, "loss": 0.3, …}``.
         keys: Numbers to draw; all if left out.
         limit: Charts that are shown at once; the others open on a click.
+        axis: What the numbers under ``step`` are, in words.
 
     Returns:
         HTML; empty if there is nothing to draw.
@@ -76,7 +83,7 @@ def curves(records: Iterable[Mapping[str, Any]], keys: Sequence[str] | None = No
         charts.setdefault(chart_of(name), []).append(line)
     _merge(charts)
     ordered = sorted(charts.items(), key=lambda item: _rank(item[0], item[1]))
-    drawn = [chart(name, members) for name, members in ordered]
+    drawn = [chart(name, members, axis=axis) for name, members in ordered]
     if not drawn:
         return ""
     html = f'<div class="charts">{"".join(drawn[:limit])}</div>'
@@ -108,7 +115,7 @@ def explain(name: str) -> str:
     return next((text for pattern, text in _EXPLAIN if re.search(pattern, name.lower())), "")
 
 
-def chart(name: str, lines: Sequence[_Line]) -> str:
+def chart(name: str, lines: Sequence[_Line], *, axis: str = "step") -> str:
     """Return one chart with its legend, caption and the data for the mouse."""
     shown = [_thin(line) for line in lines[:MAX_LINES]]
     smooth = [_smooth(line) if len(line.x) >= SMOOTH_FROM else None for line in shown]
@@ -134,7 +141,8 @@ def chart(name: str, lines: Sequence[_Line]) -> str:
         if x0 <= t <= x1
     ]
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
-    parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
+    middle = (LEFT + RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axis)}</text>')
     clip = f"clip{next(_ids)}"
     parts.append(
         f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP - 4}" width="{RIGHT - LEFT + 2}"'
@@ -162,8 +170,8 @@ def chart(name: str, lines: Sequence[_Line]) -> str:
     return (
         f'<figure class="chart" data-chart="{escape(json.dumps(data))}">'
         f"<figcaption><b>{escape(name)}</b> {escape(explain(name) + rest)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over steps">'
-        f'{"".join(parts)}</svg><div class="tip"></div>{_legend(shown)}</figure>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)} over {escape(axis)}">'
+        f'{"".join(parts)}</svg><div class="tip"></div>{_legend(name, shown)}</figure>'
     )
 
 
@@ -251,10 +259,10 @@ def _path(line: _Line, px: Any, py: Any, colour: str, width: float, extra: str) 
     return f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="{width}"{extra}/>'
 
 
-def _legend(lines: Sequence[_Line]) -> str:
+def _legend(chart_name: str, lines: Sequence[_Line]) -> str:
     items = "".join(
-        f'<li><i style="background:var(--c{at % MAX_LINES + 1})"></i>{escape(line.name)}</li>'
-        for at, line in enumerate(lines)
+        f'<li><i style="background:var(--c{at % MAX_LINES + 1})"></i>{escape(name)}</li>'
+        for at, name in enumerate(line.name.removeprefix(f"{chart_name}/") for line in lines)
     )
     return f'<ul class="legend">{items}</ul>'
 

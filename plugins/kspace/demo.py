@@ -44,6 +44,8 @@ class Scale:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+UPRIGHT = {"seg": {"augment": {"flip": 0.0}}}
+"""The synthetic hearts all lie alike."""
 SCALES = {
     "smoke": Scale(
         cases=12,
@@ -52,6 +54,7 @@ SCALES = {
         slices=3,
         shift=3.0,
         against=("random", "low-to-high", "fixed", "greedy-oracle"),
+        values=UPRIGHT,
     ),
     "small": Scale(
         cases=40,
@@ -60,6 +63,7 @@ SCALES = {
         slices=4,
         shift=4.0,
         against=("random", "equispaced", "low-to-high", "variable-density", "fixed", "greedy-oracle"),
+        values=UPRIGHT,
     ),
 }
 ROLES = {METHOD: "method", BLIND: "control", "greedy-oracle": "control", FULL: "control"}

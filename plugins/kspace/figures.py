@@ -43,7 +43,7 @@ def write_report(
     """
     sections = [
         Section("Results", table(summary) + paragraphs(summary["notes"]), _RESULTS),
-        Section("Quality over lines", curves(points(summary), limit=4), _CURVES),
+        Section("Quality over lines", curves(points(summary), limit=4, axis="acquired lines"), _CURVES),
         Section("Which lines", histograms(found), _LINES),
     ]
     if summary.get("differences"):
@@ -66,7 +66,7 @@ def table(summary: Mapping[str, Any]) -> str:
     heads = ["policy", "lines", "R", "Dice, slices", "Dice, volumes", "HD95 mm", "SSIM", "NMSE", "EF error"]
     keys = ("slice_dice", "volume_dice", "volume_hd95", "slice_ssim", "slice_nmse", "abs_ef_error")
     rows = [
-        [entry["title"], row["lines"], row["acceleration"], *(shown(row[key]) for key in keys)]
+        [entry["title"], row["lines"], f"{row['acceleration']:.1f}", *(shown(row[key]) for key in keys)]
         for entry in summary["policies"].values()
         for row in entry["budgets"].values()
     ]
@@ -122,15 +122,14 @@ def histograms(found: Curves) -> str:
         parts.append(
             f"<figure><figcaption>{TITLES.get(name, name)}, {budget} lines</figcaption>"
             f'<img alt="share of cases by line" src="{strip(share)}" '
-            'style="width:100%;image-rendering:pixelated"></figure>'
+            'style="width:100%;height:1.5rem;image-rendering:pixelated"></figure>'
         )
     return "".join(parts)
 
 
-def strip(share: NDArray[Any], *, height: int = 24) -> str:
-    """A grey strip of shares in 0 to 1, white is all cases, as the address of a picture."""
-    row = np.rint(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
-    return data_url(np.repeat(row[None], height, axis=0))
+def strip(share: NDArray[Any]) -> str:
+    """A grey strip of shares in 0 to 1, white is all cases, one pixel high, as the address of a picture."""
+    return data_url(np.rint(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8)[None])
 
 
 def data_url(grey: NDArray[np.uint8]) -> str:
