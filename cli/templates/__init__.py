@@ -32,6 +32,7 @@ FILES = {
             "parts",
             "train",
             "predict",
+            "exporting",
         )
     },
     "test.py": "tests/test_$name.py",

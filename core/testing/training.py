@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import torch
 
 from medrl.core.checkpoint import load_checkpoint
 from medrl.core.errors import ConfigError, MedrlError
-from medrl.core.isolation import describe
 from medrl.core.testing.findings import Finding, failed
 from medrl.core.testing.trial import STEPS, newest, records
 from medrl.core.volume import grid_difference, read_volume
@@ -22,16 +20,20 @@ if TYPE_CHECKING:
 
 
 def check_environments(subject: Subject) -> list[Finding]:
-    """Build every environment with one episode, and let gymnasium's checker examine it."""
-    from medrl.core.rl.env import GymnasiumAdapter
+    """Build every environment, and let gymnasium's checker and that of batches examine it."""
+    from medrl.core.rl.playing import problems_of
 
     registry = subject.manager.registry("environments")
     findings = []
     for entry in registry.entries():
         if entry.plugin != subject.plugin.name:
             continue
+
+        def build(num_envs: int, key: str = entry.key) -> Any:
+            return registry.fit(key, {"num_envs": num_envs})
+
         try:
-            env = GymnasiumAdapter(registry.fit(entry.key, {"num_envs": 1}))
+            build(1)
         except ConfigError as error:
             findings.append(
                 Finding(
@@ -44,27 +46,11 @@ def check_environments(subject: Subject) -> list[Finding]:
         except MedrlError as error:
             findings.append(failed("environments", entry.key, error))
             continue
-        problem = examine(env)
-        if problem:
-            findings.append(
-                Finding("environments", f"{entry.key}: {problem}", "see medrl.core.rl.env.BatchedEnv")
-            )
+        findings += [
+            Finding("environments", f"{entry.key}: {problem}", "see medrl.core.rl.env.BatchedEnv")
+            for problem in problems_of(build)
+        ]
     return findings
-
-
-def examine(env: Any) -> str:
-    """Return what gymnasium's checker objects to in an environment; empty if nothing."""
-    from gymnasium.utils.env_checker import check_env
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        for harmless in (".*render.*", ".*spec.*", ".*not within the observation space.*"):
-            warnings.filterwarnings("ignore", message=harmless)
-        try:
-            check_env(env, skip_render_check=True)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment of a plugin may raise anything
-            return describe(error)
-    return ""
 
 
 def check_learning(subject: Subject) -> list[Finding]:

@@ -142,10 +142,10 @@ def test_a_predict_command_that_returns_nothing_is_found(project):
 
 def test_an_environment_that_breaks_the_rules_of_gymnasium_is_found(project):
     name = project(("env.py", "OBSERVATION,), np.float32)", "OBSERVATION + 1,), np.float32)"))
-    (found,) = broken(name, "environments")
+    found, *_ = broken(name, "environments")
     assert found.what == (
-        f"{name}.threshold: AssertionError: The first element returned by `env.reset()` is not within the "
-        "observation space."
+        f"{name}.threshold: gymnasium's checker: The first element returned by `env.reset()` is not within "
+        "the observation space."
     )
 
 
