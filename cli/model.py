@@ -130,7 +130,7 @@ def export(
 @json_option()
 @click.pass_context
 def verify(ctx: click.Context, file: tuple[Path, ...], against: Path | None, as_json: bool) -> int:
-    """Verify the digest of checkpoints, of a run all of them, and what exported files say.
+    """Verify the digest of checkpoints and what exported files say, of a run or folder all of them.
 
     An exported file is run by the loader of its format on a phantom. The exit code is 4 if a file is damaged
     or says something else than its checkpoint.
@@ -139,10 +139,10 @@ def verify(ctx: click.Context, file: tuple[Path, ...], against: Path | None, as_
     results: list[dict[str, Any]] = []
     known: dict[str, Any] = {}
     for path in file:
-        if _exported(path):
-            results.append(_verify_export(ctx, path, against, known))
-        else:
+        exported = exported_files(path)
+        if path not in exported and (not exported or _has_checkpoints(path)):
             results += [_verify_checkpoint(item) for item in checkpoint_files((path,))]
+        results += [_verify_export(ctx, item, against, known) for item in exported]
     bad = [item for item in results if not item["ok"]]
     if as_json:
         write_json(results)
@@ -169,11 +169,20 @@ def _verify_checkpoint(path: Path) -> dict[str, Any]:
         return {"file": path, "ok": False, "why": error.why or error.what, "do": error.do}
 
 
-def _exported(path: Path) -> bool:
-    """Whether a path looks like something that was exported."""
+def _has_checkpoints(folder: Path) -> bool:
+    return any(next(place.glob("*.pt"), None) is not None for place in (folder, folder / "checkpoints"))
+
+
+def exported_files(path: Path) -> list[Path]:
+    """Return what was exported: the path itself, or what lies in a folder or in the ``export`` of a run."""
     from medrl.core.export import format_of
 
-    return path.exists() and format_of(path) is not None
+    if not path.exists():
+        return []
+    if format_of(path) is not None:
+        return [path]
+    inside = [*path.glob("*"), *(path / "export").glob("*")] if path.is_dir() else []
+    return sorted(item for item in inside if not item.name.startswith(".") and format_of(item) is not None)
 
 
 def _verify_export(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,21 @@ def write(network: Network, script: Any, folder: Path, facts: dict[str, Any]) ->
     for path in (METADATA, MODEL):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
     script.save(str(folder / MODEL))
+    forget_sources(folder / MODEL)
     for path, content in ((METADATA, _metadata(network, facts)), (INFERENCE, _inference(network))):
         (folder / path).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def forget_sources(path: Path) -> None:
+    """Leave out of a TorchScript file where in the source each operation came from.
+
+    These records are for debuggers and name folders of the machine that exported.
+    """
+    with zipfile.ZipFile(path) as archive:
+        kept = [(name, archive.read(name)) for name in archive.namelist() if not name.endswith(".debug_pkl")]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in kept:
+            archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def facts(folder: Path) -> dict[str, Any]:

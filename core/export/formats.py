@@ -181,6 +181,7 @@ def traced(network: Network) -> Any:
 def _save_torchscript(network: Network, path: Path, facts: Facts) -> None:
     with quiet():
         torch.jit.save(traced(network), str(path), _extra_files={_EXTRA: _text(facts)})
+    bundle.forget_sources(path)
 
 
 def _torchscript_facts(path: Path) -> Facts:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from medrl.core import rng
 
+PHANTOM = 1
+"""Version of the drawing of `phantom`; a file says which one its record is about."""
 Activation: TypeAlias = Literal["softmax", "sigmoid", "none"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medrl.core.errors import CheckpointError
 from medrl.core.export.formats import Format, format_of
-from medrl.core.export.network import Network, phantom
+from medrl.core.export.network import PHANTOM, Network, phantom
 
 SAMPLES = 2
 """Phantoms that are compared, so that a network that was fixed to a batch of one is found."""
@@ -82,6 +82,7 @@ def record(network: Network) -> dict[str, Any]:
     """What the network says to the phantoms, as plain values that fit into a file."""
     answers = network.answers(network.phantoms(SAMPLES))
     return {
+        "phantom": PHANTOM,
         "samples": SAMPLES,
         "outputs": {
             name: {"shape": list(value.shape), "values": _probes(value).tolist()}
@@ -92,6 +93,9 @@ def record(network: Network) -> dict[str, Any]:
 
 def _compared(path: Path, kind: Format, facts: dict[str, Any], run: Any, network: Network | None) -> Verdict:
     check = facts["check"]
+    if network is None and check["phantom"] != PHANTOM:
+        why = f"what it keeps is about phantoms of version {check['phantom']}, this medrl draws {PHANTOM}"
+        raise CheckpointError(str(path), why=why, do="compare it with its checkpoint: --model RUN")
     inputs = tuple(
         phantom(
             (int(check["samples"]), *(int(size) for size in shape)),

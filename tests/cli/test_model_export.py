@@ -1,6 +1,7 @@
 """``medrl model export`` and ``medrl model verify`` of what it wrote."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_an_export_of_other_weights_differs_and_is_exit_code_4(medrl, run):
     write_checkpoint(run / "checkpoints" / "last.pt", states, {"method": "toy", "step": 8})
     answer = medrl("model", "verify", "out.ts", "--model", "run")
     assert (answer.code, "differs" in answer.err, "by up to 0.1" in answer.err) == (4, True, True)
+
+
+def test_a_run_is_verified_with_what_was_exported_of_it(medrl, run):
+    assert medrl("model", "export", "run", "--format", "torchscript").code == 0
+    found = json.loads(medrl("model", "verify", "run", "--json").out)
+    assert [Path(item["file"]).name for item in found] == ["last.pt", "line.ts"]
+    found = json.loads(medrl("model", "verify", "run/export", "--json").out)
+    assert [Path(item["file"]).name for item in found] == ["line.ts"]
 
 
 def test_mistakes_are_one_line(medrl, run, toy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,6 +237,16 @@ def test_phantoms_are_the_same_everywhere_and_fill_their_range():
     assert phantom((3, 5)).shape == (3, 5)
 
 
+def test_a_record_about_other_phantoms_is_not_compared(tmp_path, monkeypatch):
+    from medrl.core.export import verifying
+
+    path, _ = write(network(2), "torchscript", tmp_path)
+    monkeypatch.setattr(verifying, "PHANTOM", 2)
+    with pytest.raises(CheckpointError, match="about phantoms of version 1"):
+        verify(path)
+    assert verify(path, network(2)).ok
+
+
 def test_an_unknown_network_gives_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'student'"):
         choose({"student": network(2)}, "studnet")
@@ -250,6 +261,8 @@ def test_the_record_of_a_large_output_is_small():
 def test_torchscript_keeps_its_facts_inside(tmp_path):
     path, _ = write(network(2), "torchscript", tmp_path)
     copy = shutil.copy(path, tmp_path / "elsewhere.ts")
+    assert str(Path(__file__).parent).encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
     with zipfile.ZipFile(copy) as archive:
         (name,) = [item for item in archive.namelist() if item.endswith("medrl.json")]
         assert json.loads(archive.read(name))["method"] == "test"
