@@ -1,10 +1,9 @@
 """MONAI bundles: metadata, an inference config and a TorchScript network, as MONAI's own tools read them.
 
 The network is TorchScript, so that a bundle runs where medrl is not installed. Where MONAI has transforms
-that prepare an image as the method does, the config reads images and writes label maps
-(``python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE``, with
-``--dataset_dir`` and ``--output_dir``). Elsewhere it offers the network and how windows are joined, and the
-metadata say how an image is prepared.
+that prepare an image as the method does, the config reads images from ``dataset_dir`` and writes label maps
+to ``output_dir`` when ``run`` is asked for. Elsewhere it offers the network and how windows are joined, and
+the metadata say how an image is prepared.
 """
 
 from __future__ import annotations
