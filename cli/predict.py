@@ -209,7 +209,12 @@ def _options() -> list[click.Parameter]:
         option(
             ["--folds"], type=ListType(number=True), metavar="0,1", help="Use only these folds of --model."
         ),
-        option(["--tta/--no-tta"], default=False, show_default=True, help="Average over mirrored views."),
+        option(
+            ["--tta/--no-tta"],
+            default=False,
+            show_default=True,
+            help="Average over several views: mirrored ones, or those of the method.",
+        ),
         option(
             ["--overlap"],
             type=click.FloatRange(0, 1, max_open=True),

@@ -201,8 +201,9 @@ class Critic(_Normalised):
             ConfigError: The network has more than one output channel.
         """
         found = self.network(images)
-        if self.deep and isinstance(found, (list, tuple)):
-            return [self._values(item, images) for item in found]
+        scales = getattr(found, "logits", found)  # an output object has features beside its logits
+        if self.deep and isinstance(scales, (list, tuple)):
+            return [self._values(item, images) for item in scales]
         return self._values(found, images)
 
     @staticmethod

@@ -82,7 +82,7 @@ def descend(
         rt: The runtime.
         course: How long and how fast.
         optimizer: Of what is trained.
-        lesson: Gives the loss of a step, from 1.
+        lesson: Gives the loss of a batch, numbered from 1; a step takes `course.accumulate` of them.
         validate: Measures; called at the interval of the course and at the end.
         best: Which of its numbers decides the best checkpoint; left out where it is missing.
         maximise: Whether more of it is better.
@@ -94,10 +94,13 @@ def descend(
         else:
             part = schedules.factor(course.schedule, step, course.steps)
         rate = schedules.set_rate(optimizer, course.lr * part)
-        told = lesson(step)
-        rt.backward(told.loss, cases=told.cases)
+        shown: list[Mapping[str, Any]] = []
+        for part in range(course.accumulate):
+            told = lesson((step - 1) * course.accumulate + part + 1)
+            rt.backward(told.loss / course.accumulate, cases=told.cases)
+            shown.append(told.shown or {"loss": told.loss.detach()})
         done = rt.step(optimizer, clip_norm=course.clip_norm)
-        rt.log(step, **(told.shown or {"loss": told.loss.detach()}), lr=rate, grad_norm=done.grad_norm)
+        rt.log(step, **_mean(shown), lr=rate, grad_norm=done.grad_norm)
 
         if step % course.every == 0 or step == rt.total_steps:
             found = validate()
@@ -106,3 +109,8 @@ def descend(
                 plateau.look(found[best])
             if best in found:
                 rt.best(step, found[best], maximise=maximise, name=best)
+
+
+def _mean(shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over batches of every number."""
+    return {name: sum(numbers[name] for numbers in shown) / len(shown) for name in shown[0]}

@@ -123,6 +123,7 @@ class Course:
         schedule: ``one_cycle``, ``constant`` or ``plateau``.
         weight_decay: Of Adam.
         clip_norm: Largest gradient norm; 0 = no limit.
+        accumulate: Batches whose gradients are added before a step.
     """
 
     steps: int
@@ -132,6 +133,7 @@ class Course:
     schedule: str = "constant"
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    accumulate: int = 1
 
 
 def steps_for(images: int, *, steps: int, epochs: int, width: int, limit: int = 0) -> int:

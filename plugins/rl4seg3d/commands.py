@@ -122,9 +122,15 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 @click.option("--gif", is_flag=True, help="Write a moving picture of each file, as --preview does.")
 @click.option("--mp4", is_flag=True, help="Write it as MP4; needs ffmpeg.")
 @click.option("--view", default=None, help="View that a TorchScript package is told: a2c, a3c, a4c.")
-@click.option("--rules", default="echo", show_default=True, help="Anatomical rules: a name or a YAML file.")
 @click.option(
-    "--temporal-rules", default="echo_temporal", show_default=True, help="Temporal rules, likewise."
+    "--rules",
+    default=None,
+    help="Anatomical rules: a name or a YAML file.  [default: as the model was trained, else echo]",
+)
+@click.option(
+    "--temporal-rules",
+    default=None,
+    help="Temporal rules, likewise.  [default: as the model was trained, else echo_temporal]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Seed of --tto.")
 @click.option(

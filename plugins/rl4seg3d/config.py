@@ -1,7 +1,6 @@
 """Every setting of rl4seg3d, with its meaning, unit, range and source.
 
-"Original" is the published code (arnaudjudge/RL4Seg3D 148f786); the numbers behind it are section numbers of
-the specification in plugins/rl4seg3d/README.md.
+"Original" is the published code (arnaudjudge/RL4Seg3D 148f786).
 """
 
 from __future__ import annotations
@@ -45,7 +44,22 @@ class ActorConfig(Block):
     `eps_greedy_term` 0."""
 
 
-class WindowCorrectorConfig(CorrectorConfig):
+class Accumulating(Block):
+    """A stage whose batches may be too large for the memory."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added before a step. Original: 16, of one window each."""
+
+
+class WindowSupervisedConfig(Accumulating, SupervisedConfig):
+    """Supervised training on labelled source windows."""
+
+
+class WindowStyleConfig(Accumulating, StyleConfig):
+    """Further supervised training on source windows whose style is changed; labels stay as they are."""
+
+
+class WindowCorrectorConfig(Accumulating, CorrectorConfig):
     """What makes a label map anatomically plausible; learned ones see source masks only."""
 
     kind: Literal["denoiser", "vae", "temporal", "morphology", "atlas", "none"] = "denoiser"  # type: ignore[assignment]
@@ -72,7 +86,7 @@ class WindowPairsConfig(PairsConfig):
     """Further settings of that kind: shares of masks, strengths of noise."""
 
 
-class RewardConfig(StageConfig):
+class RewardConfig(Accumulating, StageConfig):
     """The reward function and the networks behind it; each network is a stage of its own."""
 
     name: str = LEARNED
@@ -212,9 +226,9 @@ class Rl4seg3dConfig(MethodConfig):
     """The network of each reward net, by registry key."""
     actor: ActorConfig = ActorConfig()
     """The policy."""
-    source: SupervisedConfig = SupervisedConfig()
+    source: WindowSupervisedConfig = WindowSupervisedConfig()
     """Stage `source`: supervised training on source windows."""
-    style: StyleConfig = StyleConfig()
+    style: WindowStyleConfig = WindowStyleConfig()
     """Stage `style`: supervised training on styled source windows."""
     corrector: WindowCorrectorConfig = WindowCorrectorConfig()
     """Stage `corrector`: what makes masks plausible."""
@@ -258,6 +272,8 @@ class Rl4seg3dConfig(MethodConfig):
             )
         if reward.head == "class" and reward.criterion == "mse" and "anatomical" in reward.nets:
             raise ValueError("reward.criterion `mse` needs reward.head `binary`")
+        if self.target.gt_frac > 0.0 and not self.target.allow_labels:
+            raise ValueError("target.gt_frac needs target.allow_labels: it reads true labels of the target")
         if self.ppo.pseudo_labels and self.pairs.kind != "prediction":
             raise ValueError("ppo.pseudo_labels needs pairs.kind `prediction`")
         if self.ppo.rewards == "separate" and self.ppo.algorithm == "pg":

@@ -22,6 +22,12 @@ class SourceConfig(DataConfig):
     """Column of the CSV file that says train, val, test or pred. Empty: ``lm_split2`` or
     ``split_official_test``, whichever there is, else the sequences are split by patient. The file is never
     written."""
+    subset_frac: float = Field(default=1.0, gt=0.0)
+    """Part of the training sequences that is used, drawn once by `split_seed`: a share up to 1, above that a
+    number of sequences. Original: `subset_frac`."""
+    max_image_area: int = Field(default=0, ge=0)
+    """Layout of the original: leave out sequences whose frame has more pixels of 0.37 mm, by the columns H, W
+    (pixels), dx, dy (cm) of the CSV file; 0 = no limit. Original: 600000 for iCardio."""
 
 
 class TargetConfig(SourceConfig):
@@ -37,6 +43,9 @@ class TargetConfig(SourceConfig):
     allow_labels: bool = False
     """Allow the training labels of the target to be read; only for an oracle reward or a target-supervised
     upper bound, never for adaptation."""
+    gt_frac: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the training sequences whose true labels PPO takes as their action with reward 1, drawn once
+    by `split_seed`; needs `allow_labels`; the adaptation is then semi-supervised. Original: `gt_frac`."""
 
 
 class SampleConfig(Block):
@@ -52,6 +61,12 @@ class SampleConfig(Block):
     """The size of a frame is filled up to a multiple of this. Original: 32."""
     equalise: Literal["auto", "on", "off"] = "auto"
     """CLAHE of each frame; `auto` leaves images alone whose values already lie in 0 to 1."""
+    windows: int = Field(default=1, ge=0)
+    """Windows of each sequence of a batch; 0 takes as many as `max_tensor_volume` has room for. Original:
+    `max_batch_size`."""
+    max_tensor_volume: int = Field(default=5_000_000, ge=1)
+    """Pixels of all windows of a sequence together, for `windows` 0. Original: 5e6 (Cardinal), 3e6 (iCardio).
+    """
     merge: dict[str, str] = Field(
         default_factory=lambda: dict.fromkeys(("LA", "atrium", "left_atrium"), "background")
     )

@@ -92,7 +92,7 @@ class Domains(sets.Domains[SequenceSet, SequencePlan]):
 
 
 def load_domains(cfg: Rl4seg3dConfig, manager: PluginManager, *, stage: str = "all") -> Domains:
-    """Read both domains; target labels are read only for an oracle reward.
+    """Read both domains; target labels are read only for an oracle reward, or where PPO may take some.
 
     Args:
         cfg: The config.
@@ -109,7 +109,8 @@ def load_domains(cfg: Rl4seg3dConfig, manager: PluginManager, *, stage: str = "a
     source = data.load_source(cfg)
     if cfg.target.root is None:
         return Domains(source, None)
-    target = data.load_target(cfg, source.plan, labels="train" if oracle else "none")
+    known = oracle or cfg.target.gt_frac > 0.0
+    target = data.load_target(cfg, source.plan, labels="train" if known else "none")
     one, two = source.train.size, target.train.size
     size = max(one[0], two[0]), max(one[1], two[1])
     found = Domains(_resized(source, size), _resized(target, size))
@@ -143,23 +144,40 @@ def draw(
         cfg: The config.
         stage: Name of the draw.
         step: From 1.
-        size: Windows.
+        size: Sequences; each gives ``sample.windows`` windows.
         known: Names of windows whose labels are known; a sequence that has one gives that one.
 
     Deviation: every start is equally likely; the original never draws the last.
     """
     fixed = {name.rpartition("_t")[0]: int(name.rpartition("_t")[2]) for name in known}
     seed = derive_seed(cfg.train.seed, METHOD, stage, cfg.iteration)
-    chosen = draw_index(rt, len(sequences), seed=seed, step=step, size=size)
-    starts = numpy_generator(seed, "start", step, rt.rank).random(size)
+    each = windows_of(cfg, sequences.size)
+    drawn = draw_index(rt, len(sequences), seed=seed, step=step, size=size)
+    chosen = [number for number in drawn for _ in range(each)]
+    starts = numpy_generator(seed, "start", step, rt.rank).random(len(chosen))
     windows = []
-    for number, place in zip(chosen, starts, strict=True):
+    for row, (number, place) in enumerate(zip(chosen, starts, strict=True)):
         frames = sequences.frames(number)
-        first = fixed.get(sequences.ids[number], int(place * max(1, frames - FRAMES + 1)))
+        first = int(place * max(1, frames - FRAMES + 1))
+        if row % each == 0:
+            first = fixed.get(sequences.ids[number], first)
         windows.append((number, tuple(min(first + k, frames - 1) for k in range(FRAMES))))
     cut = sequences.windows(windows)
     labels = None if cut.labels is None else cut.labels.long().to(rt.device)
     return Batch(list(cut.ids), chosen, cut.images.to(rt.device), labels)
+
+
+def windows_of(cfg: Rl4seg3dConfig, size: tuple[int, int]) -> int:
+    """Windows that each sequence of a batch gives."""
+    room = cfg.sample.max_tensor_volume // (size[0] * size[1] * FRAMES)
+    return cfg.sample.windows or max(1, room)
+
+
+def known_sequences(cfg: Rl4seg3dConfig, sequences: SequenceSet) -> frozenset[str]:
+    """Names of the target training sequences whose true labels PPO may take, by ``target.gt_frac``."""
+    count = round(cfg.target.gt_frac * len(sequences))
+    order = numpy_generator(cfg.target.split_seed, METHOD, "known sequences").permutation(len(sequences))
+    return frozenset(sequences.ids[number] for number in order[:count].tolist())
 
 
 def _resized(domain: Domain, size: tuple[int, int]) -> Domain:

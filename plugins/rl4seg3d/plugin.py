@@ -19,6 +19,7 @@ def medrl_plugin_info() -> PluginInfo:
         paper="Judge et al., RL4Seg3D, arXiv 2510.14244 (github.com/arnaudjudge/RL4Seg3D)",
         license="Apache-2.0",
         config=f"{_HERE}.config:Rl4seg3dConfig",
+        networks=f"{_HERE}.exporting:networks",
     )
 
 
@@ -43,8 +44,10 @@ def medrl_register_rewards(registry: Any) -> None:
 
 @hookimpl
 def medrl_register_commands(commands: Any) -> None:
-    """Register train, predict, and the tool that converts weights."""
+    """Register train, predict, demo, and the tools: conversion of weights, single stages."""
     commands.train(f"{_HERE}.commands_train:train")
     commands.demo(f"{_HERE}.commands_train:demo")
     commands.predict(f"{_HERE}.commands:predict")
     commands.tool(f"{_HERE}.commands:convert")
+    for name in ("pretrain", "train_corrector", "train_reward", "ppo"):
+        commands.tool(f"{_HERE}.commands_stages:{name}")

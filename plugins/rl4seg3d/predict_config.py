@@ -58,10 +58,10 @@ class PredictConfig(Block):
     """As MP4; needs the program ffmpeg."""
     overwrite: bool = False
     """Replace results that exist."""
-    rules: str = "echo"
-    """Anatomical rules."""
-    temporal_rules: str = "echo_temporal"
-    """Temporal rules."""
+    rules: str | None = None
+    """Anatomical rules; left out: those that the model was trained with, or `echo`."""
+    temporal_rules: str | None = None
+    """Temporal rules; left out: those that the model was trained with, or `echo_temporal`."""
     trust: bool = False
     """Run TorchScript packages; read pickled objects of old checkpoints, of which nothing is run."""
     view: str | None = None

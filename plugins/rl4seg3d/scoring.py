@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medrl.core.errors import DataError
 from medrl.core.metrics import case_metrics, summarise_values
+from medrl.core.metrics.cine import landmark_errors
 from medrl.core.validity import Rules, is_valid
 from medrl.core.validity.temporal import TemporalRules, check_sequence
 
@@ -34,7 +35,8 @@ class Scores:
         ids: Identifier of each sequence.
         subjects: Patient of each sequence.
         values: Numbers by name, one for each sequence. With references ``dice`` (of the whole sequence) and
-            ``hd`` (mean over frames, mm), means over labels, and the same with ``_<label>``. Always
+            ``hd`` (mean over frames, mm), means over labels, the same with ``_<label>``, and ``LM/…``, the
+            errors of the ends of the mitral annulus, where there are LV and MYO. Always
             ``anat_valid`` (every frame), ``anat_valid_frames`` (share), ``temporal_valid`` and
             ``temporal_errors`` (frames with one).
     """
@@ -184,6 +186,7 @@ def _of_one(
             "dice": _mean([found[f"dice_{name}"] for name in singles]),
             "hd": _mean([found[f"hd_{name}"] for name in singles]),
             **found,
+            **_landmarks(mask, truth, spacing, label_names),
         }
     good = [is_valid(mask[..., t], rules) for t in range(mask.shape[-1])]
     report = check_sequence(mask, (spacing[0], spacing[1]), rules=temporal)
@@ -193,6 +196,19 @@ def _of_one(
         "anat_valid_frames": sum(good) / len(good),
         "temporal_valid": float(report.valid),
         "temporal_errors": float(len(report.wrong_frames)),
+    }
+
+
+def _landmarks(
+    mask: NDArray[np.uint8], truth: NDArray[np.uint8], spacing: list[float], label_names: Mapping[str, int]
+) -> dict[str, float]:
+    """Errors of the mitral landmarks as ``LM/<name>``; NaN where the reference shows none."""
+    values = {name.lower(): int(value) for name, value in label_names.items()}
+    if not {"lv", "myo"} <= set(values):
+        return {}
+    report = landmark_errors(mask, truth, spacing, lv=values["lv"], myo=values["myo"])
+    return {
+        f"LM/{name}": math.nan if value is None else float(value) for name, value in report.to_dict().items()
     }
 
 

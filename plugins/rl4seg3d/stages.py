@@ -133,12 +133,12 @@ def inputs_of(stage: Stage, results: Results, cfg: Rl4seg3dConfig) -> Files:
 
 def course_of(stage: StageConfig, cfg: Rl4seg3dConfig, cases: int, world_size: int = 1) -> Course:
     """How long and how fast a stage trains on so many sequences or pairs."""
-    batch = stage.batch or cfg.train.batch_size
+    batch, accumulate = stage.batch or cfg.train.batch_size, getattr(stage, "accumulate", 1)
     steps = steps_for(
         cases,
         steps=stage.steps,
         epochs=stage.epochs,
-        width=batch * world_size,
+        width=batch * accumulate * world_size,
         limit=cfg.train.max_steps,
     )
     return Course(
@@ -149,4 +149,5 @@ def course_of(stage: StageConfig, cfg: Rl4seg3dConfig, cases: int, world_size: i
         schedule=getattr(stage, "schedule", "constant"),
         weight_decay=stage.weight_decay,
         clip_norm=stage.clip_norm,
+        accumulate=accumulate,
     )

@@ -38,8 +38,8 @@ def write(
 ) -> dict[str, Any]:
     """Score actors on target test sequences and write ``test.json``.
 
-    Windows blended over whole sequences, the largest blob of each frame; where the target has no test
-    labels, only validity.
+    Windows blended over whole sequences, the largest blob of each frame: overlap, distance, landmarks
+    (``LM/…``) and validity; where the target has no test labels, only validity.
 
     Args:
         path: The file.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from medrl.core.adaptation import watching
@@ -17,7 +19,7 @@ from medrl.core.rng import torch_generator
 
 from . import parts
 from .config import Rl4seg3dConfig
-from .domains import METHOD, Domains, ImageSet, draw
+from .domains import METHOD, Batch, Domains, ImageSet, draw, known_sequences
 from .judging import open_judge
 from .rewards import FusedReward
 from .stages import course_of
@@ -51,6 +53,7 @@ def fit(rt: Runtime, cfg: Rl4seg3dConfig, data: Domains) -> None:
 
     sequences, watched = data.target_sequences(cfg), data.watched(ppo.validation_images)
     given = open_pseudo_labels(cfg.inputs.pairs if ppo.pseudo_labels else ())
+    known = known_sequences(cfg, data.target.train)
     valid = parts.validity(cfg, data.label_names)
     course = course_of(ppo, cfg, len(sequences), rt.world_size)
     limits = {"actor": ppo.clip_norm, "critic": ppo.critic_clip_norm}
@@ -83,7 +86,7 @@ def fit(rt: Runtime, cfg: Rl4seg3dConfig, data: Domains) -> None:
             generator=torch_generator(cfg.train.seed, METHOD, "actions", cfg.iteration, step, rt.rank),
             greedy=cfg.actor.actions == "greedy",
             autocast=rt.autocast,
-            **given.of(batch),
+            **with_truth(given.of(batch), batch, known),
         )
         if guard is None or guard.check(played, reduce=rt.reduce):
             stats = improve(
@@ -113,6 +116,20 @@ def remembering(reward: FusedReward, judged: dict[str, list[Tensor]]) -> RewardF
         return reward.fused(judged["maps"], actions)
 
     return call
+
+
+def with_truth(given: dict[str, Any], batch: Batch, known: Collection[str]) -> dict[str, Any]:
+    """Add the true labels of windows of known sequences to the arguments `forced`, `forced_actions`."""
+    if not known:
+        return given
+    truth = batch.truth().cpu()
+    here = torch.tensor([name.rpartition("_t")[0] in known for name in batch.ids])
+    before = given or {"forced": torch.zeros_like(here), "forced_actions": torch.zeros_like(truth)}
+    rows = here.reshape(-1, *[1] * (truth.ndim - 1))
+    return {
+        "forced": before["forced"] | here,
+        "forced_actions": torch.where(rows, truth, before["forced_actions"]),
+    }
 
 
 def settings(cfg: Rl4seg3dConfig) -> PixelwisePPOConfig:

@@ -12,11 +12,12 @@ from torch import nn
 
 from medrl.core.adaptation.actors import CategoricalActor
 from medrl.core.adaptation.correcting import warn_if_harmful
+from medrl.core.adaptation.fitting import Lesson, descend
 from medrl.core.adaptation.labels import join_labels, values_by_name
 from medrl.core.adaptation.players import Players, improve, set_rates
 from medrl.core.adaptation.pseudo_labels import open_pseudo_labels, write
 from medrl.core.adaptation.sets import ImageSet, subset
-from medrl.core.adaptation.stages import Stage, all_there, numbered, outputs_of, steps_for
+from medrl.core.adaptation.stages import Course, Stage, all_there, numbered, outputs_of, steps_for
 from medrl.core.errors import CheckpointError, DataError
 from medrl.core.rl.pixelwise import PixelwisePPOConfig, rollout
 
@@ -124,6 +125,50 @@ def test_gradients_of_several_rewards_are_added_before_one_step():
     for whole, first, second in zip(both, one, two, strict=True):
         assert torch.allclose(whole, first + second, atol=1e-7)
         assert float(whole.abs().max()) > 0.0
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradients_of_several_batches_are_averaged_before_one_step(parts):
+    """Eight numbers in one batch, or in four of two, give the same step and the same loss in the log."""
+    values = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 1)
+    course = Course(steps=2, every=2, batch=8 // parts, lr=0.1, accumulate=parts)
+    optimizer, seen, rows = torch.optim.SGD(layer.parameters(), lr=0.1), [], []
+
+    def lesson(number):
+        seen.append(number)
+        part = values.reshape(parts, 8 // parts, 3)[(number - 1) % parts]
+        return Lesson((layer(part) ** 2).mean(), [])
+
+    def step(given, *, clip_norm):
+        given.step()
+        given.zero_grad()
+        return SimpleNamespace(grad_norm=0.0)
+
+    machine = SimpleNamespace(
+        checkpoint=SimpleNamespace(resume=lambda: 1),
+        total_steps=2,
+        steps=lambda first, count: range(first, count + 1),
+        backward=lambda loss, *, cases: loss.backward(),
+        step=step,
+        log=lambda number, **shown: rows.append(shown),
+    )
+    descend(machine, course, optimizer, lesson, dict, best="nothing")
+    torch.manual_seed(0)
+    other = nn.Linear(3, 1)
+    losses = []
+    for _ in range(2):
+        other.zero_grad()
+        losses.append((other(values) ** 2).mean())
+        losses[-1].backward()
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight -= 0.1 * weight.grad
+    assert seen == list(range(1, 2 * parts + 1))
+    assert torch.allclose(layer.weight, other.weight, atol=1e-6)
+    shown = [float(row["loss"]) for row in rows if "loss" in row]
+    assert shown == pytest.approx([float(loss.detach()) for loss in losses], abs=1e-6)
 
 
 def test_rates_of_actor_and_critic_rise_and_fall_together():

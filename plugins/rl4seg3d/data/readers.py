@@ -6,7 +6,7 @@ Nothing is written to it. Source: upstream datamodules/RL_3d_datamodule.py.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medrl.core.adaptation.dividing import PARTS, PartedDataset
@@ -15,6 +15,8 @@ from medrl.core.errors import ConfigError, DataError, did_you_mean
 from medrl.core.types import Case
 
 LABELS = {"background": 0, "LV": 1, "MYO": 2}
+AREA_MM = 0.37
+"""Size of the pixels in which the area of a frame is counted."""
 SPLIT_COLUMNS = ("lm_split2", "split_official_test")
 """Of Cardinal, and of iCardio."""
 _COLUMNS = ("study", "view", "dicom_uuid")
@@ -28,16 +30,20 @@ def find_csv(root: Path) -> Path | None:
     return found[0] if len(found) == 1 and (root / "img").is_dir() else None
 
 
-def open_original(root: Path, *, exclude: Sequence[str] = (), split_column: str = "") -> PartedDataset:
+def open_original(
+    root: Path, *, exclude: Sequence[str] = (), split_column: str = "", max_image_area: int = 0
+) -> PartedDataset:
     """Open a dataset in the layout of the original.
 
     Args:
         root: Folder, or its CSV file.
         exclude: Sequences to leave out.
         split_column: Column that says train, val, test or pred.
+        max_image_area: Sequences with more pixels of 0.37 mm in a frame are left out; 0 = no limit.
 
     Raises:
-        ConfigError: No such column, or a sequence to leave out does not exist.
+        ConfigError: No such column, none that tells the size of frames where it is asked for, or a sequence
+            to leave out does not exist.
         DataError: There is no CSV file, or an image is missing.
     """
     table = find_csv(Path(root))
@@ -58,6 +64,8 @@ def open_original(root: Path, *, exclude: Sequence[str] = (), split_column: str 
     column = split_column or next((name for name in SPLIT_COLUMNS if name in columns), "")
     if column and column not in columns:
         raise ConfigError("data.split_column", why=did_you_mean(column, columns))
+    if max_image_area:
+        rows = [row for row in rows if _area(row, table) <= max_image_area]
     cases: list[Case] = []
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for row in rows:
@@ -87,3 +95,16 @@ def open_original(root: Path, *, exclude: Sequence[str] = (), split_column: str 
         channel_names=("echo",),
         excluded=exclude,
     )
+
+
+def _area(row: Mapping[str, str], table: Path) -> float:
+    """Pixels of 0.37 mm in a frame, from its columns H and W in pixels, dx and dy in cm."""
+    try:
+        height, width, dx, dy = (float(row[name]) for name in ("H", "W", "dx", "dy"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            "max_image_area",
+            why=f"{table.name} does not tell H, W, dx and dy of {row['dicom_uuid']}",
+            do="max_image_area=0",
+        ) from error
+    return (height * dy * 10.0 / AREA_MM) * (width * dx * 10.0 / AREA_MM)

@@ -31,20 +31,31 @@ class Assessor:
     myo: int = 2
 
     @classmethod
-    def of(cls, config: PredictConfig, label_names: Mapping[str, int]) -> Assessor:
+    def of(
+        cls, config: PredictConfig, label_names: Mapping[str, int], trained: Mapping[str, Any] | None = None
+    ) -> Assessor:
         """Read the rules and give them the label values of a model.
+
+        Args:
+            config: Names rules, or leaves them to the model.
+            label_names: Label values of the model.
+            trained: Facts of the model; ``rules`` and ``temporal_rules`` are those it was trained with. A
+                rule file that is no longer there must be named anew, or replaced by `--rules`.
 
         Raises:
             ConfigError: There are no such rules.
         """
         values = {name.casefold(): value for name, value in label_names.items()}
-        anatomical = load_rules(config.rules)
-        load_temporal_rules(config.temporal_rules)
+        facts = trained or {}
+        rules = config.rules or str(facts.get("rules", "echo"))
+        temporal = config.temporal_rules or str(facts.get("temporal_rules", "echo_temporal"))
+        anatomical = load_rules(rules)
+        load_temporal_rules(temporal)
         if "lv" not in values or "myo" not in values:
             return cls(None, None)
         return cls(
-            load_rules(config.rules, labels=_known(values, anatomical.labels)),
-            load_temporal_rules(config.temporal_rules, labels={"lv": values["lv"], "myo": values["myo"]}),
+            load_rules(rules, labels=_known(values, anatomical.labels)),
+            load_temporal_rules(temporal, labels={"lv": values["lv"], "myo": values["myo"]}),
             values["lv"],
             values["myo"],
         )

@@ -92,7 +92,7 @@ class SequenceRun(CaseLoop):
         self.config = config
         self.device = _device(job.device)
         self.model = load_model(job.checkpoints[0], config, device=self.device, manager=job.manager)
-        self.assess = Assessor.of(config, self.model.label_names)
+        self.assess = Assessor.of(config, self.model.label_names, self.model.facts)
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[job.precision]
         self.segmenter = Segmenter(
             device=self.device,

@@ -82,5 +82,10 @@ def load_trained(checkpoint: Checkpoint, manager: PluginManager) -> Model:
         rewards=rewards,
         plan=plan.frames,
         label_names=plan.label_names,
-        facts={"kind": "medrl", "step": checkpoint.meta.get("step"), "rules": cfg.rules},
+        facts={
+            "kind": "medrl",
+            "step": checkpoint.meta.get("step"),
+            "rules": cfg.rules,
+            "temporal_rules": cfg.temporal_rules,
+        },
     )

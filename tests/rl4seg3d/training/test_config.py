@@ -13,7 +13,7 @@ from medrl.core.errors import ConfigError
 from medrl.core.jobs import ConfigOption
 from medrl.plugins.rl4seg3d import commands_train
 from medrl.plugins.rl4seg3d.config import Rl4seg3dConfig
-from medrl.plugins.rl4seg3d.stages import plan_stages
+from medrl.plugins.rl4seg3d.stages import course_of, plan_stages
 from medrl.plugins.rl4seg3d.train import settings
 
 _spec = importlib.util.spec_from_file_location(
@@ -61,6 +61,9 @@ def test_the_paper_divides_entropy_and_kl_by_the_iteration(manager, iteration, e
     assert (numbers.entropy, numbers.kl) == (pytest.approx(entropy), pytest.approx(kl))
     assert (numbers.clip, numbers.inner_steps, cfg.ppo.lr, cfg.ppo.critic_lr) == (0.2, 4, 0.01, 0.005)
     assert (cfg.loop.iterations, cfg.reward.nets) == (4, ("anatomical", "landmark"))
+    for block in (cfg.source, cfg.reward):
+        course = course_of(block, cfg, 160)
+        assert (course.batch, course.accumulate, course.steps) == (1, 16, 500)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,7 @@ def test_stages_that_nothing_needs_are_left_out(values, kinds):
         ({"reward": {"nets": []}}, "one or more"),
         ({"reward": {"criterion": "mse"}}, "head `binary`"),
         ({"ppo": {"pseudo_labels": True}}, "pairs.kind"),
+        ({"target": {"gt_frac": 0.5}}, "allow_labels"),
         ({"sample": {"size": [40, 40]}}, "multiple"),
         ({"sample": {"spacing_mm": [0.4, 0]}}, "spacing_mm"),
     ],

@@ -14,7 +14,7 @@ from medrl.core.phantoms.echo import make_sequence
 from medrl.plugins.rl4seg3d import data
 from medrl.plugins.rl4seg3d.config import Rl4seg3dConfig
 from medrl.plugins.rl4seg3d.data import SequenceSet, label_on_grid
-from medrl.plugins.rl4seg3d.domains import draw, load_domains
+from medrl.plugins.rl4seg3d.domains import draw, load_domains, windows_of
 from medrl.plugins.rl4seg3d.io import EchoSequence, Plan, prepare
 
 
@@ -141,7 +141,10 @@ def original(tmp_path, hearts):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, place)
         part = ("train", "train", "val")[number // 2]
-        rows.append({"study": f"study{number // 2}", "view": "A4C", "dicom_uuid": name, "lm_split2": part})
+        size = {"H": 100, "W": 50, "dx": 0.037, "dy": 0.037 * (1 + number)}
+        rows.append(
+            {"study": f"study{number // 2}", "view": "A4C", "dicom_uuid": name, "lm_split2": part, **size}
+        )
     with (tmp_path / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -155,11 +158,58 @@ def test_the_layout_of_the_original_is_read_with_its_own_split(original):
         data={"root": original},
         sample={"spacing_mm": (0, 0), "equalise": "off"},
     )
+    before = (original / "table.csv").read_bytes()
     domain = data.load_source(cfg)
     assert (len(domain.train), len(domain.val), domain.test) == (4, 2, None)
     assert set(domain.train.subjects) == {"study0", "study1"}
-    before = (original / "table.csv").read_bytes()
     assert (original / "table.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 6), (5000, 1), (16000, 3), (600000, 6)])
+def test_large_frames_of_the_original_are_left_out(original, limit, kept):
+    """Frames of 100 x 50 pixels of 0.37 mm, one to six times as high."""
+    assert len(data.open_original(original, max_image_area=limit).images) == kept
+
+
+def test_an_area_without_columns_is_refused(original):
+    table = original / "table.csv"
+    table.write_text(table.read_text().replace(",dx,", ",other,"))
+    with pytest.raises(ConfigError, match="does not tell H, W, dx and dy"):
+        data.open_original(original, max_image_area=600000)
+
+
+@pytest.mark.parametrize(("part", "kept"), [(1.0, 5), (0.5, 2), (0.01, 1), (3.0, 3), (100.0, 5)])
+def test_part_of_the_target_trains(hearts, part, kept):
+    cfg = Rl4seg3dConfig(
+        method="rl4seg3d",
+        data={"root": hearts["source"]},
+        target={"root": hearts["target"], "subset_frac": part},
+        sample={"spacing_mm": (0, 0), "equalise": "off"},
+    )
+    found = data.load_target(cfg, data.load_source(cfg).plan)
+    assert (len(found.train), len(found.val), len(found.test)) == (kept, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sample", "each"),
+    [({}, 1), ({"windows": 3}, 3), ({"windows": 0, "max_tensor_volume": 160}, 2), ({"windows": 0}, 78125)],
+)
+def test_a_sequence_gives_as_many_windows_as_are_asked_for_or_have_room(sample, each):
+    cfg = Rl4seg3dConfig(method="rl4seg3d", sample=sample)
+    assert windows_of(cfg, (4, 4)) == each
+    if each < 9:
+        batch = draw(rank(), sequences(30, 40), cfg, stage="ppo", step=1, size=2)
+        assert len(batch.ids) == len(batch.images) == 2 * each
+        assert [name[:2] for name in batch.ids] == [f"s{n}" for n in batch.index]
+        assert all(batch.index[row] == batch.index[row - row % each] for row in range(2 * each))
+        assert len(set(batch.ids)) == 2 * each
+
+
+def test_known_windows_come_once_among_several_of_a_sequence():
+    cfg = Rl4seg3dConfig(method="rl4seg3d", sample={"windows": 3})
+    batch = draw(rank(), sequences(30), cfg, stage="ppo", step=1, size=1, known=["s0_t007"])
+    assert batch.ids[0] == "s0_t007"
+    assert batch.ids.count("s0_t007") == 1
 
 
 def test_a_missing_image_of_the_original_is_named(original):

@@ -12,7 +12,7 @@ from medrl.core.adaptation.sets import take
 from medrl.core.config import ModelConfig
 from medrl.core.errors import ConfigError, DataError
 from medrl.core.learned_reward import PairSet
-from medrl.core.rl.pixelwise import ppo_terms
+from medrl.core.rl.pixelwise import ppo_terms, rollout
 from medrl.plugins.rl4seg3d import loop, scoring, train
 from medrl.plugins.rl4seg3d.domains import load_domains
 from medrl.plugins.rl4seg3d.landmark_training import LandmarkPairs
@@ -178,10 +178,59 @@ def test_a_network_that_answers_with_the_truth_scores_one(make_job, tmp_path, ma
     summary = scoring.score_masks(masks, sequences, rules).summary()
     assert (summary["dice"], summary["hd"]) == (1.0, 0.0)
     assert (summary["anat_valid"], summary["temporal_valid"]) == (1.0, 1.0)
+    assert (summary["LM/mae_mm"], summary["LM/failed_frames"], summary["LM/mistake_per_cycle_5mm"]) == (
+        0,
+        0,
+        0,
+    )
+    moved = [np.roll(mask, 1, axis=0) for mask in masks]
+    found = scoring.score_masks(moved, sequences, rules).summary()
+    assert found["LM/mae"] == pytest.approx(1.0)
+    assert found["LM/mae_mm_L"] == pytest.approx(float(sequences.spacing_mm[0, 0]))
     frames = sequences.images[0].float() / 255.0
     found = scoring.probabilities(lambda x: torch.cat([x, 1 - x, 0 * x], dim=1), frames)
     wanted = torch.softmax(torch.cat([frames, 1 - frames, 0 * frames]), dim=0)
     assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "known"), [(0.0, 0), (0.4, 2), (1.0, 5)])
+def test_true_labels_of_known_sequences_are_their_actions(make_job, tmp_path, manager, share, known):
+    target = {"gt_frac": share, "allow_labels": True}
+    cfg = make_job(tmp_path / "run", {"target": target}).config
+    domains = load_domains(cfg, manager)
+    names = train.known_sequences(cfg, domains.target.train)
+    assert len(names) == known
+    assert (domains.target.train.labels is None) == (known == 0)
+    if known == 0:
+        return
+    batch = take(domains.target.train.some_windows(0), range(10), torch.device("cpu"))
+    pseudo = {
+        "forced": torch.arange(10) == 0,
+        "forced_actions": torch.full_like(batch.truth(), 2),
+    }
+    here = torch.tensor([name.rpartition("_t")[0] in names for name in batch.ids])
+    for given, before in (({}, torch.zeros(10, dtype=torch.bool)), (pseudo, pseudo["forced"])):
+        found = train.with_truth(given, batch, names)
+        assert torch.equal(found["forced"], here | before)
+        assert torch.equal(found["forced_actions"][here], batch.truth()[here])
+    assert bool((found["forced_actions"][~here] == 2).all())
+
+
+def test_ppo_takes_true_labels_of_known_sequences_as_actions(alone, tmp_path, monkeypatch):
+    played = []
+
+    def watched(*args, **kwargs):
+        found = rollout(*args, **kwargs)
+        played.append((found, kwargs["forced_actions"]))
+        return found
+
+    monkeypatch.setattr(train, "rollout", watched)
+    alone(tmp_path / "run", "ppo", {"target": {"gt_frac": 1.0, "allow_labels": True}})
+    assert len(played) == 3
+    for found, truth in played:
+        assert bool(found.forced.all())
+        assert torch.equal(found.actions.cpu(), truth)
+        assert int(truth.max()) == 2
 
 
 def test_an_oracle_reward_improves_the_policy(make_job, tmp_path, tools):
