@@ -292,7 +292,8 @@ def _like(default: Any, value: Any, text: str) -> Any:
             return tuple(_like(one, item, text) for one, item in zip(default, value, strict=True))
     elif type(value) is type(default):
         return value
-    raise ConfigError(f"--set {text}", why=f"expected a value like {default!r}")
+    shown = list(default) if isinstance(default, tuple) else default
+    raise ConfigError(f"--set {text}", why=f"expected a value like {shown!r}")
 
 
 @data.command(short_help="Draw one case as a PNG.")

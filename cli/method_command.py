@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ class MethodCommand(click.Command):
         if command is not None and command.help:
             formatter.write_paragraph()
             with formatter.indentation():
-                formatter.write_text(f"{ctx.meta[METHOD_KEY][0]}: {command.help}")
+                formatter.write_text(f"{ctx.meta[METHOD_KEY][0]}: {inspect.cleandoc(command.help)}")
 
     def _known(self, ctx: click.Context) -> str:
         return "known methods: " + (", ".join(manager_of(ctx).names()) or "none")

@@ -113,7 +113,7 @@ def test_set_reaches_the_writer_and_every_kind_is_a_dataset(medrl, toy):
     [
         ("shfit=0.5", "did you mean 'shift' or 'shape_shift'?"),
         ("shift=strong", "expected a value like 0.0"),
-        ("shape=[64]", "expected a value like (64, 64)"),
+        ("shape=[64]", "expected a value like [64, 64]"),
         ("seed=3", "it has an option of its own"),
         ("shift", "expected KEY=VALUE"),
     ],
