@@ -323,6 +323,7 @@ def test_the_top_level_holds_what_the_architecture_names():
         "tests",
         "docs",
         "benchmarks",
+        "examples",
         "pyproject.toml",
         "plugins.toml",
         "README.md",
