@@ -294,6 +294,20 @@ class KspaceConfig(MethodConfig):
         if self.warm.kind == "none" and self.ppo.updates == 0:
             raise ValueError("without a warm start and without PPO nothing is learned")
 
+        self._check_lines()
+
+    def _check_lines(self) -> None:
+        """Refuse budgets for which a matrix of known size has too few lines."""
+        width, play = self.sample.shape[1], self.acquisition
+        if not width or play.points:
+            return
+        first, last = play.sampled_indices or (0, width - 1)
+        start = (width - play.init_center + 1) // 2
+        free = sum(not start <= line < start + play.init_center for line in range(first, last + 1))
+        for name, most in (("train", self.budget.train[1]), ("eval", max(self.budget.eval))):
+            if most > free:
+                raise ValueError(f"budget.{name} reaches {most}, but {free} lines are left to choose")
+
     @property
     def needs_labels(self) -> bool:
         """Whether the reward compares segmentations."""

@@ -120,7 +120,7 @@ def histograms(found: Curves) -> str:
         budget = max(by_budget)
         share = by_budget[budget].float().mean(dim=0).numpy()
         parts.append(
-            f"<figure><figcaption>{TITLES.get(name, name)}, {budget} lines</figcaption>"
+            f"<figure><figcaption>{TITLES.get(name, name)}, {budget} chosen lines</figcaption>"
             f'<img alt="share of cases by line" src="{strip(share)}" '
             'style="width:100%;height:1.5rem;image-rendering:pixelated"></figure>'
         )
@@ -156,7 +156,7 @@ def panels(found: Curves, observer: CaseObserver, *, most: int = PANELS) -> dict
             budget = min(found.masks[name])
             mask = found.masks[name][budget][number].unsqueeze(0).to(cases.device)
             view = observer.view(index, mask, segment=True, gradient=False)
-            title = f"{TITLES.get(name, name)}, {budget} lines"
+            title = f"{TITLES.get(name, name)}, {budget} chosen lines"
             images[title] = _voxels(view.magnitude[0])
             if view.logits is not None:
                 maps[title] = _voxels(view.logits.argmax(dim=1)[0])

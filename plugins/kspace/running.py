@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from medrl.core.checkpoint import find_checkpoint
+
 from . import domain, recon_training, reward_training, sampler, train
 from .config import KspaceConfig
 from .data import export_png, named_scans
@@ -17,8 +19,19 @@ if TYPE_CHECKING:
 
 
 def run(job: TrainJob) -> None:
-    """Do the stage of a config: the policy with everything that it needs, or one part alone."""
+    """Do the stage of a config: the policy with everything that it needs, or one part alone.
+
+    Raises:
+        ConfigError: No dataset is named.
+        DataError: There is no such dataset.
+        CheckpointError: A part that is named is not there.
+    """
     cfg: KspaceConfig = job.config
+    # Wrong paths are found before a run folder is made.
+    named_scans(cfg.data)
+    for part in (cfg.inputs.reward, cfg.inputs.recon) if cfg.stage == "policy" else ():
+        if part is not None:
+            find_checkpoint(part, "last")
     fit = {"policy": train.fit, "reward": reward_training.fit, "recon": recon_training.fit}[cfg.stage]
     with job.runtime() as rt:
         fit(rt, cfg, domain.load(cfg))

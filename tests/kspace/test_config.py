@@ -85,3 +85,22 @@ def test_settings_without_a_meaning_are_refused(manager, values, why):
     with pytest.raises(ConfigError) as error:
         resolved(manager, **values)
     assert why in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "free"),
+    [
+        ({"sample": {"shape": [64, 64]}, "acquisition": {"init_center": 4}}, 60),
+        ({"sample": {"shape": [64, 64]}, "acquisition": {"init_center": 4, "sampled_indices": [20, 39]}}, 16),
+        ({"sample": {"shape": [64, 64]}, "acquisition": {"init_center": 0}}, 64),
+    ],
+)
+def test_a_budget_may_take_all_lines_that_are_left_and_no_more(values, free):
+    def made(budget):
+        return KspaceConfig.model_validate({"method": "kspace", **values, "budget": budget})
+
+    assert made({"train": [1, free], "eval": [free]}).budget.eval == (free,)
+    with pytest.raises(ValueError, match=f"train reaches {free + 1}, but {free} lines"):
+        made({"train": [1, free + 1], "eval": [free]})
+    with pytest.raises(ValueError, match=f"eval reaches {free + 1}, but {free} lines"):
+        made({"train": [1, free], "eval": [1, free + 1]})

@@ -246,3 +246,14 @@ def test_ppo_goes_on_from_a_policy_with_the_scales_of_its_features(
     assert scales
     assert all(torch.equal(before[name], after[name]) for name in scales)
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_wrong_paths_are_found_before_a_run_folder_is_made(tmp_path, make_job):
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="nowhere"):
+        running.run(make_job(run, {"data": {"root": str(tmp_path / "nowhere")}}))
+    with pytest.raises(CheckpointError, match="nothing"):
+        running.run(make_job(run, {"inputs": {"reward": str(tmp_path / "nothing")}}))
+    with pytest.raises(ConfigError, match=r"data\.root"):
+        running.run(make_job(run, without=("data",)))
+    assert not run.exists()
