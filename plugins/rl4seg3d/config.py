@@ -155,6 +155,14 @@ class LoopConfig(Block):
     """An iteration goes on with the critic of the one before (original)."""
 
 
+class TestConfig(Block):
+    """Stage `test`: every actor on whole target test sequences."""
+
+    worst_frame_thresholds: tuple[float, ...] = ()
+    """For each of these rewards the scores of those sequences alone whose worst frame reaches it, as
+    ``validated`` in test.json: what would be left if doubtful sequences were set aside. Original: none."""
+
+
 class SlurmConfig(Block):
     """A loop as one job a stage, through submitit (the extra `slurm`)."""
 
@@ -240,6 +248,8 @@ class Rl4seg3dConfig(MethodConfig):
     """Stage `ppo`: reinforcement learning on target windows."""
     loop: LoopConfig = LoopConfig()
     """Iterations."""
+    test: TestConfig = TestConfig()
+    """Scores on target test sequences."""
     predict: PredictConfig = PredictConfig()
     """Prediction."""
     slurm: SlurmConfig = SlurmConfig()

@@ -205,6 +205,7 @@ class Loop(StageLoop):
             self.data,
             {name: path for name, path in found.items() if path is not None},
             final=f"iteration_{self.chosen()}",
+            nets={name: self.results.made[name] for name in self.ready()},
             device=self.rt.device,
             beat=beat,
         )

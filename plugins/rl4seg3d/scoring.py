@@ -111,32 +111,6 @@ def largest_blobs(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return kept
 
 
-def score(
-    network: nn.Module | Callable[[Tensor], Tensor],
-    sequences: SequenceSet,
-    rules: Rules,
-    temporal: TemporalRules | str = "echo_temporal",
-    *,
-    device: torch.device | str = "cpu",
-    beat: Callable[[], None] = lambda: None,
-) -> Scores:
-    """Segment whole sequences and score them.
-
-    Args:
-        network: Gives logits of windows.
-        sequences: With references or without.
-        rules: Anatomical rules of a frame.
-        temporal: Temporal rules of a sequence.
-        device: Where the network computes.
-        beat: Called between sequences.
-    """
-    masks = []
-    for image in sequences.images:
-        beat()
-        masks.append(segment(network, image.to(torch.float32).div(255.0), device=device))
-    return score_masks(masks, sequences, rules, temporal)
-
-
 def score_masks(
     masks: list[NDArray[np.uint8]],
     sequences: SequenceSet,

@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "corrector": {"steps": 3},
     "pairs": {"count": 16},
     "reward": {"steps": 3},
+    "test": {"worst_frame_thresholds": [0.0, 2.0]},
     "ppo": {"steps": 3, "inner_steps": 2, "warmup": 1, "sigma_px": 1.0, "validation_images": 2},
 }
 

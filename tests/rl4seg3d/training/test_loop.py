@@ -58,6 +58,12 @@ def test_the_test_scores_whole_sequences(loop_run):
     numbers = content["summary"]["iteration_1"]
     assert {"dice", "hd", "anat_valid_frames", "temporal_valid", "temporal_errors"} <= set(numbers)
     assert len(content["images"]["ids"]) == 2
+    rewards, worst = (content["images"]["values"][name] for name in ("reward", "worst_frame_reward"))
+    assert all(0.0 <= low <= high <= 1.0 for low, high in zip(worst, rewards, strict=True))
+    assert numbers["reward"] == pytest.approx(sum(rewards) / 2)
+    every, none = content["validated"]["0"], content["validated"]["2"]
+    assert (every["sequences"], every["summary"]) == (2, numbers)
+    assert none == {"sequences": 0, "summary": {}}
 
 
 def test_pairs_are_windows_and_no_subject_is_in_two_parts(loop_run, tools):
