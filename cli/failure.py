@@ -44,6 +44,17 @@ def catch_termination() -> None:
 def guarded(call: Callable[[], object], console: Console) -> int:
     """Run a call and return the exit code; every failure is shown, none leaves as a traceback."""
     try:
+        return _guarded(call, console)
+    except Terminated:
+        # It came while another failure was being shown: that one has the word.
+        return EXIT_TERMINATED
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _terminate:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _guarded(call: Callable[[], object], console: Console) -> int:
+    try:
         result = call()
     except click.exceptions.Exit as error:
         return error.exit_code

@@ -280,7 +280,8 @@ def test_shipped_code_has_no_assert_and_no_stub():
 
 def declared_dependencies() -> set[str]:
     extras = PROJECT["project"]["optional-dependencies"]
-    lines = [*PROJECT["project"]["dependencies"], *extras["io"], *extras["log"], *extras["export"]]
+    optional = [line for name in ("io", "log", "export", "slurm") for line in extras[name]]
+    lines = [*PROJECT["project"]["dependencies"], *optional]
     return {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].lower() for line in lines}
 
 
