@@ -51,7 +51,7 @@ def plugin_code(
     except CtrlC:
         raise
     except ANYTHING as error:
-        why = {SystemExit: "it ended the program (SystemExit)"}.get(type(error)) or describe(error)
+        why = "it ended the program (SystemExit)" if isinstance(error, SystemExit) else describe(error)
         advice = do
         if isinstance(error, ModuleNotFoundError):
             advice = _missing_extra(error, distribution or _bringer(module)) or do
