@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medrl.core.adaptation.parts import rules_of
+from medrl.core.adaptation.rewards import RewardFn
 from medrl.core.volume.write import write_bytes
 
 from . import parts
@@ -107,7 +108,7 @@ def judge_of(
     """The rewards of trained nets made one, without corrector and not stretched; None without nets."""
     inputs = cfg.inputs.model_copy(update=dict(nets))
     own = cfg.model_copy(update={"inputs": inputs})
-    found = {
+    found: dict[str, RewardFn] = {
         name: parts.ready_net(own, manager, name, data).to(device).reward
         for name in cfg.reward.nets
         if name in nets
