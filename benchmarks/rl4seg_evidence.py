@@ -387,6 +387,10 @@ def page(work: Path, group: str) -> str:
         lines += ["", f"## {setting.title}", "", f"Seeds {', '.join(map(str, seeds))}.", ""]
         heads, cells, _ = report.table(outcome)
         lines += table(heads, cells)
+        missing = [catalogue.BY_KEY[key] for key in setting.methods if key not in outcome.scores]
+        if missing:
+            words = ", ".join(f"{method.title} ({method.start})".removesuffix(" ()") for method in missing)
+            lines += ["", f"Not run in this setting: {words}."]
         heads, cells = report.gains_table(outcome)
         if cells:
             lines += ["", "Gains of the method over its rivals:", "", *table(heads, cells), ""]
