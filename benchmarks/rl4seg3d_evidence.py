@@ -452,7 +452,11 @@ def _numbers(quality: Mapping[str, RewardQuality]) -> dict[str, float]:
 def _volume(data: NDArray[Any], spacing: Tensor) -> Volume:
     """A sequence as a file has it."""
     steps = [float(step) for step in spacing]
-    return Volume(data=np.rint(data * 255.0).astype(np.uint8)[None], affine=np.diag((*steps, 1.0, 1.0)))
+    return Volume(
+        data=np.rint(data * 255.0).astype(np.uint8)[None],
+        affine=np.diag((*steps, 1.0, 1.0)),
+        spacing=(*steps, 1.0),
+    )
 
 
 def _averaged(network: nn.Module, frames: Tensor) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def write_morphed(
                 affine = np.diag((*spacing, 1.0, 1.0))
                 for kind, data, name in (("image", image, f"{patient}_0000"), ("label", label, patient)):
                     place = folder / f"{kind}s{suffix}" / f"{name}.nii.gz"
-                    like = Volume(data=data[None], affine=affine)
+                    like = Volume(data=data[None], affine=affine, spacing=(*spacing, 1.0))
                     write_volume(place, data, like, kind=kind)  # type: ignore[arg-type]
                 patients[patient] = patient
         record = {

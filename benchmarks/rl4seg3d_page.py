@@ -223,7 +223,7 @@ cases) chose. PPO, more style steps and self-training take equally many optimise
 
 Each sequence is predicted in blended windows of four frames, the largest piece of each frame is kept. Dice is
 that of the sequence, HD the mean over its frames; temporal errors are frames in which an attribute does not
-fit its neighbours. At these sizes views shifted by 60 pixels and more show nothing and are left out of TTA.
+fit its neighbours. Views that are shifted by the whole frame show nothing and are left out of TTA.
 Numbers are means over seeds and patients with 95 % intervals of a bootstrap over both; `k/n` counts the seeds
 on which a gain is positive. The bound looks at target labels in training; no other row does.
 
