@@ -128,6 +128,8 @@ def _method(manager: PluginManager, name: str, top: click.Context) -> list[str]:
 
 def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
     settings: dict[str, Any] = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    # click keeps the help option of the first context in which a command was used, with its names.
+    vars(command).update(_help_option=None)
     return click.Context(
         command, info_name=name, parent=parent, help_option_names=["-h", "--help"], **settings
     )

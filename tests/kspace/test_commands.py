@@ -68,6 +68,7 @@ def test_budgets_are_a_list_of_positive_numbers():
 def test_the_sampler_is_written_for_the_training_cases(manager, phantoms, tmp_path):
     target = tmp_path / "sampler.json"
     words = ["--data", str(phantoms), "-o", str(target), "--set", "sample.shape=[16,16]"]
+    words += ["--set", "budget.train=[1,4]", "--set", "budget.eval=[2]"]
     done = CliRunner().invoke(commands.make_sampler, words, obj=manager, catch_exceptions=False)
     assert done.exit_code == 0
     content = json.loads(target.read_text())
