@@ -1,0 +1,1 @@
+"""Learning where an object is from labels that only tell whether it is there."""

@@ -1,0 +1,1 @@
+"""Networks of spars that tell whether a window holds the object."""
