@@ -30,7 +30,9 @@ KINDS = ("fraction", "presence", "compact", "faithful")
     type=click.Choice(["all", "classifier", "play"]),
     help="classifier trains that alone; play and all train it first where it is missing.",
 )
-@config_option("--presence", key="data.presence", type=FILE, help="Image labels; else presence.csv in --data.")
+@config_option(
+    "--presence", key="data.presence", type=FILE, help="Image labels; else presence.csv in --data."
+)
 @config_option(
     "--classifier-run",
     "classifier_run",
@@ -51,7 +53,9 @@ KINDS = ("fraction", "presence", "compact", "faithful")
     type=click.Choice(["frozen", "pool", "live"]),
     help="Whom the learner plays; live is itself (original).",
 )
-@config_option("--reward", key="env.reward", type=click.Choice(["sign", "shaped"]), help="What a move is paid.")
+@config_option(
+    "--reward", key="env.reward", type=click.Choice(["sign", "shaped"]), help="What a move is paid."
+)
 @config_option(
     "--warm-start",
     key="warm.kind",
@@ -74,7 +78,9 @@ def train(job: TrainJob) -> None:
     help="Who chooses the windows: an exhaustive scan, greedy look-ahead, the trained policy, a random walk, "
     "or tiles in random order.  [default: map.policy of the run]",
 )
-@click.option("--episodes", type=click.IntRange(min=1), default=None, help="Rollouts.  [default: map.episodes]")
+@click.option(
+    "--episodes", type=click.IntRange(min=1), default=None, help="Rollouts.  [default: map.episodes]"
+)
 @click.option(
     "--horizon", type=click.IntRange(min=1), default=None, help="Steps of a rollout.  [default: map.horizon]"
 )

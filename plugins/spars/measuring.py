@@ -268,10 +268,5 @@ def _middle(worth: Mapping[float, float], wanted: float) -> float:
             runs.append([])
     runs = [run for run in runs if run]
     longest = max(len(run) for run in runs)
-    middles = [
-        run[at]
-        for run in runs
-        if len(run) == longest
-        for at in {(len(run) - 1) // 2, len(run) // 2}
-    ]
+    middles = [run[at] for run in runs if len(run) == longest for at in {(len(run) - 1) // 2, len(run) // 2}]
     return min(middles, key=lambda key: (abs(key - wanted), key))
