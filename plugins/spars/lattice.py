@@ -135,6 +135,11 @@ class Lattice:
         _, ny, nz = self.counts
         return (node[..., 0] * ny + node[..., 1]) * nz + node[..., 2]
 
+    def unflat(self, flat: Tensor) -> Tensor:
+        """Nodes ``(..., 3)`` of numbers ``(...)``, the inverse of `flat`."""
+        _, ny, nz = self.counts
+        return torch.stack([flat // (ny * nz), flat // nz % ny, flat % nz], dim=-1)
+
     def start_node(self) -> Tensor:
         """The node ``(3,)`` of the start."""
         return self.node(torch.tensor(self.start))

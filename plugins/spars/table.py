@@ -1,0 +1,275 @@
+"""Scores of all windows of all volumes, computed when first asked for, once, and kept on disk.
+
+The scorer is frozen and windows lie on a lattice, so that a score is a number to look up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from medrl.core.cache import Cache, make_key
+from medrl.core.errors import ConfigError, RuntimeFault
+from medrl.plugins.spars.boxsum import integral, lattice_means, scaled_window
+from medrl.plugins.spars.lattice import Lattice, Lattices, Size, Start, triple
+
+if TYPE_CHECKING:
+    from medrl.plugins.spars.scoring import Scorer
+
+VERSION = "1"
+"""Of what tables on disk hold."""
+
+
+class ScoreTable:
+    """Scores of windows, looked up by volume and corner.
+
+    A scorer with a dense form fills the table of a volume at once; any other scores the windows that are
+    asked for, those of all episodes and volumes in one batch, each of them once.
+
+    Args:
+        volumes: N of ``(X, Y, Z)`` float32; sizes may differ.
+        scorer: Frozen.
+        window: In voxels.
+        stride: In voxels, one number or three.
+        start: Where episodes begin; it moves the lattice, see `Lattice.of`.
+        ids: N names; numbers if left out.
+        cache: Keeps tables on disk; None for memory alone.
+        content: N hashes of the volumes as they were prepared; computed here if left out.
+        interpolation: How windows are enlarged before they are scored; part of the key.
+        scales: Relative sizes of windows about the same centre whose mean scores are averaged; any but
+            ``(1.0,)`` needs a dense scorer.
+        batch: Windows that are scored at once.
+        device: Of the table; that of the first volume if left out.
+
+    Attributes:
+        lattices: Of the volumes.
+        scored: Windows scored so far by this object; those of a dense form count all of a volume.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Tensor],
+        scorer: Scorer,
+        *,
+        window: Sequence[int],
+        stride: Sequence[int] | int = 4,
+        start: Start = "centre",
+        ids: Sequence[str] | None = None,
+        cache: Cache | None = None,
+        content: Sequence[str] | None = None,
+        interpolation: str = "none",
+        scales: Sequence[float] = (1.0,),
+        batch: int = 64,
+        device: torch.device | None = None,
+    ) -> None:
+        names = tuple(ids) if ids is not None else tuple(str(number) for number in range(len(volumes)))
+        if len(names) != len(volumes) or (content is not None and len(content) != len(volumes)):
+            raise ConfigError("score table", why=f"{len(volumes)} volumes, {len(names)} names")
+        if tuple(scales) != (1.0,) and not scorer.has_dense:
+            raise ConfigError(
+                f"score.scales {list(scales)}",
+                why=f"scores of '{scorer.kind}' have no dense form",
+                do="--set score.scales=[1.0]",
+            )
+        self.volumes, self.scorer, self.ids = list(volumes), scorer, names
+        self.window: Size = triple(window, "window")
+        self.device = device or (volumes[0].device if volumes else torch.device("cpu"))
+        self.lattices = Lattices(
+            [Lattice.of(tuple(volume.shape), self.window, stride, start) for volume in volumes], self.device
+        )
+        self.stride: Size = self.lattices[0].stride
+        self.start: Start = start
+        self.cache, self.interpolation = cache, interpolation
+        self.scales, self.batch = tuple(float(scale) for scale in scales), max(1, int(batch))
+        self.scored = 0
+        self._content = list(content) if content is not None else [""] * len(self.volumes)
+        self._values = torch.full((self.lattices.total,), torch.nan, device=self.device)
+        self._opened = torch.zeros(len(self.volumes), dtype=torch.bool)
+        self._dirty = torch.zeros(len(self.volumes), dtype=torch.bool)
+        self._dense: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    # -- looking up --------------------------------------------------------------------------------
+
+    def scores(self, case: Tensor, corners: Tensor) -> Tensor:
+        """Scores ``(E,)`` float32 of windows with corners ``(E, 3)`` in volumes ``(E,)``.
+
+        Raises:
+            ConfigError: A corner is not on the lattice.
+        """
+        return self.at(case, self.lattices.node(case, corners))
+
+    def at(self, case: Tensor, node: Tensor) -> Tensor:
+        """Scores ``(...)`` float32 of the windows at nodes ``(..., 3)`` in volumes ``(...)``."""
+        where = self.lattices.flat(case, node)
+        found = self._values[where]
+        missing = found.isnan()
+        if bool(missing.any()):
+            self._make(case.expand(where.shape)[missing], where[missing])
+            found = self._values[where]
+        return found
+
+    def full(self, index: int) -> Tensor:
+        """Scores of all windows of a volume ``(Lx, Ly, Lz)`` float32."""
+        lattice, base = self.lattices[index], int(self.lattices.base[index])
+        every = torch.arange(base, base + lattice.size, device=self.device)
+        missing = every[self._values[every].isnan()]
+        if len(missing):
+            self._make(torch.full_like(missing, index), missing)
+        return self._values[every].view(lattice.counts)
+
+    def fill(self) -> None:
+        """Score every window of every volume."""
+        for index in range(len(self)):
+            self.full(index)
+
+    def values(self) -> Tensor:
+        """All scores so far, of all volumes ``(total,)`` by `Lattices.flat`; NaN where there is none."""
+        return self._values
+
+    def dense(self, index: int) -> Tensor | None:
+        """The score of every voxel ``(X, Y, Z)`` float32, or None where the scorer has no dense form."""
+        if not self.scorer.has_dense:
+            return None
+        if index not in self._dense:
+            self._dense = {index: self.scorer.dense(self.volumes[index]).to(self.device, torch.float32)}
+        return self._dense[index]
+
+    def scaled(self, index: int, scales: Sequence[float]) -> Tensor:
+        """Mean of the dense score in windows of other sizes about the same centres ``(Lx, Ly, Lz)``.
+
+        Raises:
+            ConfigError: The scorer has no dense form.
+        """
+        dense = self.dense(index)
+        if dense is None:
+            raise ConfigError(
+                "windows of several scales", why=f"scores of '{self.scorer.kind}' have no dense form"
+            )
+        sums, lattice = integral(dense), self.lattices[index]
+        each = [lattice_means(sums, lattice, scaled_window(self.window, scale)) for scale in scales]
+        return torch.stack(each).mean(dim=0)
+
+    # -- keeping -----------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that the scores follow from, of all volumes."""
+        return hashlib.sha256("".join(self.key(index) for index in range(len(self))).encode()).hexdigest()
+
+    def key(self, index: int) -> str:
+        """Key on disk of the scores of a volume: everything that they follow from."""
+        lattice = self.lattices[index]
+        params: Mapping[str, Any] = {
+            "scorer": self.scorer.digest,
+            "kind": self.scorer.kind,
+            "window": list(self.window),
+            "stride": list(self.stride),
+            "offset": list(lattice.offset),
+            "shape": list(lattice.shape),
+            "interpolation": self.interpolation,
+            "scales": list(self.scales),
+        }
+        return make_key(self._hash(index), params, f"spars-table-{VERSION}")
+
+    def flush(self) -> None:
+        """Write to disk what was scored since; windows that another process scored are kept."""
+        if self.cache is None:
+            return
+        for index in torch.nonzero(self._dirty).flatten().tolist():
+            values = self._part(index)
+            other = self._stored(index)
+            if other is not None:
+                values.copy_(torch.where(values.isnan(), other, values))
+            self.cache.put(self.key(index), {"scores": values.cpu()}, {"id": self.ids[index]})
+            self._dirty[index] = False
+
+    # -- private -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _make(self, case: Tensor, where: Tensor) -> None:
+        """Score windows by their flat numbers, each once; first look on disk."""
+        for index in case.unique().tolist():
+            own = where[case == index].unique()
+            if not bool(self._opened[index]):
+                self._opened[index] = True
+                stored = self._stored(index)
+                if stored is not None:
+                    self._part(index).copy_(stored)
+            own = own[self._values[own].isnan()]
+            if len(own) and self.scorer.has_dense:
+                self._fill_at_once(index)
+                case, where = case[case != index], where[case != index]
+        todo = where.unique()
+        todo = todo[self._values[todo].isnan()]
+        if len(todo):
+            self._score(todo)
+
+    def _fill_at_once(self, index: int) -> None:
+        """Score a volume through the dense form."""
+        lattice = self.lattices[index]
+        if self.scales == (1.0,):
+            found = self.scorer.windows(self.volumes[index], lattice.corners(self.device), self.window)
+        else:
+            found = self.scaled(index, self.scales).flatten()
+        self._put(index, torch.arange(lattice.size, device=self.device), found)
+        self.scored += lattice.size
+        self._dirty[index] = True
+        self.flush()
+
+    def _score(self, todo: Tensor) -> None:
+        """Score windows of any volumes together: their contents stand behind each other in one volume."""
+        owner = torch.searchsorted(self.lattices.base, todo, right=True) - 1
+        wx, wy, wz = self.window
+        for flat, of in zip(todo.split(self.batch), owner.split(self.batch), strict=True):
+            pieces = []
+            for index in of.unique().tolist():
+                inside = flat[of == index] - self.lattices.base[index]
+                lattice = self.lattices[index]
+                corners = lattice.corner(lattice.unflat(inside))
+                pieces += [
+                    self.volumes[index][x : x + wx, y : y + wy, z : z + wz] for x, y, z in corners.tolist()
+                ]
+            line = torch.zeros(len(pieces), 3, dtype=torch.int64, device=self.device)
+            line[:, 0] = torch.arange(len(pieces), device=self.device) * wx
+            found = self.scorer.windows(torch.cat(pieces), line, self.window)
+            for index in of.unique().tolist():
+                self._put(index, flat[of == index] - self.lattices.base[index], found[of == index])
+                self._dirty[index] = True
+            self.scored += len(flat)
+
+    def _put(self, index: int, inside: Tensor, found: Tensor) -> None:
+        values = found.detach().to(self.device, torch.float32)
+        if values.shape != inside.shape or not bool(torch.isfinite(values).all()):
+            raise RuntimeFault(
+                f"scores of {self.ids[index]}",
+                why=f"{tuple(values.shape)} values, expected {len(inside)} finite ones",
+                do="look at the classifier: its training may have diverged",
+            )
+        self._part(index)[inside] = values
+
+    def _part(self, index: int) -> Tensor:
+        base = int(self.lattices.base[index])
+        return self._values[base : base + self.lattices[index].size]
+
+    def _stored(self, index: int) -> Tensor | None:
+        if self.cache is None:
+            return None
+        entry = self.cache.get(self.key(index))
+        if entry is None:
+            return None
+        stored = entry.tensor("scores").to(self.device)
+        return stored if len(stored) == self.lattices[index].size else None
+
+    def _hash(self, index: int) -> str:
+        if not self._content[index]:
+            values = self.volumes[index].detach().cpu().contiguous()
+            head = f"{tuple(values.shape)} {values.dtype}".encode()
+            self._content[index] = hashlib.sha256(head + values.numpy().tobytes()).hexdigest()
+        return self._content[index]
