@@ -11,7 +11,7 @@ from medrl.cli.console import console
 from medrl.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medrl.cli.train import Planned
+    from medrl.cli.many import Planned
     from medrl.core.manager import PluginManager
 
 

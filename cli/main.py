@@ -23,6 +23,7 @@ COMMANDS = {
     "methods": ("methods:methods", "Start", "List the methods and what they register."),
     "init": ("init:init", "Start", "Write a commented config of a method."),
     "train": ("train:train", "Methods at work", "Train a method."),
+    "sweep": ("sweep:sweep", "Methods at work", "Train every combination of a grid."),
     "resume": ("resume:resume", "Methods at work", "Continue a run from its last checkpoint."),
     "predict": ("predict:predict", "Methods at work", "Segment images with a trained model."),
     "evaluate": ("evaluate:evaluate", "Methods at work", "Compare segmentations with their references."),

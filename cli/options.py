@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SINKS = ("jsonl", "tensorboard")
+EXECUTORS = ("local", "slurm")
 
 
 class FoldType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
@@ -214,6 +215,27 @@ def train_options() -> list[click.Parameter]:
             help="Check config, data and split, say what would be done, and stop.",
         ),
         option(["--fast-dev-run"], is_flag=True, help="Two steps and one validation, to see that it works."),
+        *executor_options("runs"),
+    ]
+
+
+def executor_options(what: str) -> list[click.Parameter]:
+    """Return who does the `what` of a command, and with which resources."""
+    option = click.Option
+    return [
+        option(
+            ["--executor"],
+            type=click.Choice(EXECUTORS),
+            help=f"Who does the {what}: processes of this machine, or jobs of Slurm.",
+        ),
+        option(["--jobs"], type=POSITIVE, metavar="N", help=f"At most N of the {what} at a time."),
+        option(
+            ["--resource"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="What a Slurm job gets: minutes, gpus, cpus, memory_gb, nodes, tasks (ranks a node), "
+            "partition, account, requeues, or any option of sbatch. Repeatable.",
+        ),
     ]
 
 

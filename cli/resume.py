@@ -13,11 +13,12 @@ from medrl.cli.completing import complete_runs
 from medrl.cli.console import console
 from medrl.cli.launch import inside_launcher, launch
 from medrl.cli.layers import resolve_all
+from medrl.cli.many import Planned
 from medrl.cli.method_command import Call
 from medrl.cli.options import ANY_PATH, POSITIVE, DeviceType
 from medrl.cli.runfiles import read_run, require_plugin, run_config
 from medrl.cli.session import manager_of
-from medrl.cli.train import Planned, say_result, train, train_one
+from medrl.cli.train import say_result, train, train_one
 from medrl.core.errors import EXIT_OK, CheckpointError, ConfigError, MedrlError
 
 

@@ -1,4 +1,4 @@
-"""``medrl runs list|show|diff|report``."""
+"""``medrl runs list|show|diff|summary|report``."""
 
 from __future__ import annotations
 
@@ -109,6 +109,24 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
         rows.append([name, _text(pair[0]), _text(pair[1]), _change(*pair)])
     screen.say()
     screen.table(["last value of", str(a), str(b), "change"], rows, right=(3,))
+
+
+@runs.command(short_help="Mean, spread and interval over folds and seeds.")
+@click.argument("folder", type=ANY_PATH, metavar="DIR")
+@click.option("--metric", default="", metavar="NAME", help="A recorded number.  [default: best validation]")
+@json_option()
+def summary(folder: Path, metric: str, as_json: bool) -> None:
+    """Show mean, standard deviation and 95 % interval of the runs in DIR, for each setting.
+
+    Runs that differ only in fold and seed belong to one setting.
+    """
+    from medrl.cli.summary import direct_runs, say_summary, summarise
+
+    found = summarise(direct_runs(folder), metric)
+    if as_json:
+        write_json(found.as_dict())
+        return
+    say_summary(found)
 
 
 @runs.command(short_help="Write report.html of runs.")

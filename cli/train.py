@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from medrl.cli.console import console, number, rank
+from medrl.cli.console import console, rank
 from medrl.cli.launch import has_speaker, inside_launcher, launch, launcher_token
 from medrl.cli.layers import FAST_DEV_RUN, config_with_origins, flag_layers, resolve_all
+from medrl.cli.many import Planned, Variations, check_names, do_elsewhere, show_runs
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import train_options
 from medrl.cli.progress import training_progress
-from medrl.cli.runfiles import RunFacts, read_run
+from medrl.cli.runfiles import read_run
 from medrl.core.errors import EXIT_OK, ConfigError, Interrupted, MedrlError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run that is to be done.
-
-    Attributes:
-        flags: Arguments that set this run apart, for the ranks that a launcher starts.
-    """
-
-    resolved: Any
-    run_dir: Path
-    flags: tuple[str, ...] = ()
 
 
 class Train(MethodCommand):
@@ -56,18 +46,8 @@ class Train(MethodCommand):
         scratch = scratch_folder() if shared["fast_dev_run"] else None
         try:
             plan = plan_runs(call, scratch)
-            if shared["print_config"]:
-                for planned in plan:
-                    click.echo(config_with_origins(planned.resolved), nl=False)
-                return EXIT_OK
-            if shared["dry_run"]:
-                from medrl.cli.dry_run import describe
-
-                for index, planned in enumerate(plan, start=1):
-                    if len(plan) > 1:
-                        console().heading(f"run {index} of {len(plan)}")
-                    describe(call.manager, call.method, planned, shared)
-                console().say("nothing was written")
+            if shared["print_config"] or shared["dry_run"]:
+                show_plan(call, plan)
                 return EXIT_OK
             return train_all(call, plan)
         finally:
@@ -75,62 +55,120 @@ class Train(MethodCommand):
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def plan_runs(call: Call, scratch: Path | None) -> list[Planned]:
+def show_plan(call: Call, plan: list[Planned]) -> None:
+    """Print the configs of a plan, or say what would be done."""
+    if call.shared["print_config"]:
+        for planned in plan:
+            click.echo(config_with_origins(planned.resolved), nl=False)
+        return
+    from medrl.cli.dry_run import describe
+
+    for index, planned in enumerate(plan, start=1):
+        if len(plan) > 1:
+            console().heading(f"run {index} of {len(plan)}")
+        describe(call.manager, call.method, planned, call.shared)
+    console().say("nothing was written")
+
+
+def plan_runs(call: Call, scratch: Path | None, varied: Variations | None = None) -> list[Planned]:
     """Return the runs that the flags ask for, each with its validated config and folder.
 
+    Args:
+        call: The call.
+        scratch: Folder of a trial run.
+        varied: What varies beyond ``--fold all`` and ``--seeds``.
+
     Raises:
-        ConfigError: With every problem of the config.
+        ConfigError: With every problem of the configs.
     """
     shared = call.shared
-    first = resolve_call(call)
-    folds = list(range(first.config.data.folds)) if shared["fold"] == "all" else [first.config.data.fold]
-    start = first.config.train.seed
-    seeds = list(range(start, start + (shared["seeds"] or 1)))
+    varied = varied or Variations()
+    first = resolve_call(call, varied={key: values[0] for key, values in varied.grid.items()})
+    if shared["fold"] == "all":
+        varied = replace(varied, folds=tuple(range(first.config.data.folds)))
+    if shared["seeds"]:
+        start = first.config.train.seed
+        varied = replace(varied, seeds=tuple(range(start, start + shared["seeds"])))
     check_keys(call.manager, first)
-    if scratch is not None and first.config.data.root is None:
-        shared["synthetic"] = str(scratch / "data")
-    many = len(folds) * len(seeds) > 1
-    if many and inside_launcher():
+    only_told = shared["print_config"] or shared["dry_run"]
+    if scratch is not None and first.config.data.root is None and not only_told:
+        shared["synthetic"] = write_synthetic(call, first.config, scratch / "data")
+    if len(varied) > 1 and inside_launcher():
         raise ConfigError(
             "--fold all and --seeds",
             why="inside torchrun or srun one call is one run",
             do="use --devices N instead",
         )
-    plan = []
-    for fold in folds:
-        for seed in seeds:
-            resolved = resolve_call(call, fold=fold if shared["fold"] == "all" else None, seed=seed)
-            name = "_".join([f"fold{fold}"] * (len(folds) > 1) + [f"seed{seed}"] * (len(seeds) > 1))
-            flags = ("--fold", str(fold), "--seed", str(seed), "--seeds", "1") if many else ()
-            plan.append(Planned(resolved, run_folder(call, resolved, name, scratch), flags))
+    elsewhere = bool(shared["executor"] or shared["jobs"]) and len(varied) > 1
+    root = folder_of_all(call, first, scratch) if varied.grid or elsewhere else None
+    plan, problems = [], dict[str, None]()
+    for name, values, fold, seed in varied.runs():
+        try:
+            resolved = resolve_call(call, fold=fold, seed=seed, varied=values)
+            check_keys(call.manager, resolved)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems or [str(error)]))
+            continue
+        config = resolved.config
+        flags: tuple[str, ...] = ()
+        if len(varied) > 1:
+            flags = ("--fold", str(config.data.fold), "--seed", str(config.train.seed), "--seeds", "1")
+        where = root / name if root is not None else run_folder(call, resolved, name, scratch)
+        plan.append(Planned(resolved, where, flags, name, values))
+    if problems:
+        raise ConfigError(
+            "the configuration is not valid",
+            why=f"{len(problems)} problem" + ("s" if len(problems) > 1 else ""),
+            do=f"medrl train {call.method} --print-config shows every key",
+            problems=list(problems),
+        )
+    check_names(plan)
     return plan
 
 
-def resolve_call(call: Call, *, fold: int | None = None, seed: int | None = None) -> Any:
-    """Resolve the config of one run of this call."""
+def folder_of_all(call: Call, resolved: Any, scratch: Path | None) -> Path:
+    """Return the folder of the runs of a grid; one that medrl chooses is always a new one."""
+    if call.shared["output"] is not None:
+        return Path(call.shared["output"])
+    if scratch is not None:
+        return scratch / "runs"
+    from medrl.core.runlog import new_run_name
+
+    return unused(Path("runs") / f"{new_run_name(call.method, None, resolved.hash)}_sweep")
+
+
+def resolve_call(
+    call: Call,
+    *,
+    fold: int | None = None,
+    seed: int | None = None,
+    varied: Mapping[str, Any] | None = None,
+) -> Any:
+    """Resolve the config of one run of this call; `varied` wins over everything else."""
     from medrl.core.config import Layer, nest
 
     shared = call.shared
-    layers = []
+    layers, file = [], shared["config"]
+    if "config_values" in shared:  # the file holds more than a config
+        layers.append(Layer(file.name, shared["config_values"], base_dir=file.resolve().parent))
     if shared["fast_dev_run"]:
-        layers.append(Layer("--fast-dev-run", nest(FAST_DEV_RUN)))
+        layers.append(Layer("--fast-dev-run", nest({**FAST_DEV_RUN, **shared.get("synthetic", {})})))
     layers += flag_layers(train.params, shared)
     layers += flag_layers(call.command.params, call.own)
-    if shared.get("synthetic"):
-        layers.append(Layer("--fast-dev-run", nest({"data.root": shared["synthetic"]})))
     chosen_fold = fold if fold is not None else shared["fold"]
     if isinstance(chosen_fold, int):
         layers.append(Layer("--fold", nest({"data.fold": chosen_fold})))
     assignments = list(shared["assignments"])
     if shared["seed"] is not None:
         layers.append(Layer("--seed", nest({"train.seed": shared["seed"]})))
-    if seed is not None and shared["seeds"]:
+    if seed is not None:
         assignments.append(f"train.seed={seed}")
+    assignments += [f"{key}={json.dumps(value)}" for key, value in (varied or {}).items()]
     return resolve_all(
         call.manager,
         call.method,
         preset=shared["preset"],
-        config_file=shared["config"],
+        config_file=None if "config_values" in shared else file,
         layers=layers,
         assignments=assignments,
     )
@@ -203,8 +241,8 @@ def check_keys(manager: Any, resolved: Any) -> None:
 
 def train_all(call: Call, plan: list[Planned]) -> int:
     """Do the runs one after the other; a failed one does not stop the others, a signal does."""
-    if call.shared.get("synthetic"):
-        write_synthetic(Path(call.shared["synthetic"]))
+    if (call.shared["executor"] or call.shared["jobs"]) and not inside_launcher():
+        return do_elsewhere(call, plan)
     if len(plan) == 1:
         code = train_one(call, plan[0])
         if code == EXIT_OK:
@@ -228,7 +266,7 @@ def train_all(call: Call, plan: list[Planned]) -> int:
             if code in (130, 143):
                 return code
     finally:
-        summary(codes)
+        show_runs(plan, {planned.label: code for planned, code in codes})
     return next((code for _, code in codes if code), EXIT_OK)
 
 
@@ -239,8 +277,9 @@ def train_one(call: Call, planned: Planned) -> int:
     devices = shared["devices"] or 1
     if devices > 1 and not inside_launcher():
         arguments = [*screen.arguments, *planned.flags, "-o", str(planned.run_dir)]
-        if shared.get("synthetic"):
-            arguments += ["--data", shared["synthetic"]]
+        for key, value in shared.get("synthetic", {}).items():
+            if planned.resolved.origins.get(key) == "--fast-dev-run":
+                arguments += ["--set", f"{key}={json.dumps(value)}"]
         return launch(arguments, devices, screen)
     from medrl.core.jobs import TrainJob
 
@@ -268,12 +307,28 @@ def train_one(call: Call, planned: Planned) -> int:
     return EXIT_OK
 
 
-def write_synthetic(root: Path) -> None:
-    """Write a small synthetic dataset, because a trial run was asked for without data."""
-    from medrl.core.phantoms.prostate import write_prostate
+def write_synthetic(call: Call, config: Any, folder: Path) -> dict[str, Any]:
+    """Write a small synthetic dataset, because a trial run was asked for without data.
+
+    Returns:
+        Dotted config values that name the data. Where the method is tried as it comes, neither with --preset
+        nor with --config, also the small sizes that the plugin sets in its own trials.
+    """
+    from medrl.core.config import DataConfig
+    from medrl.core.testing.synthetic import write_trial
 
     console().say("no dataset is named: this trial run uses a synthetic one")
-    write_prostate(root, cases=6, test_cases=0, shape=(32, 32, 12))
+    info = call.manager.info(call.method)
+    if info.trial:
+        values = write_trial(info, folder)
+        if call.shared["preset"] is None and call.shared["config"] is None:
+            return values
+        blocks = [name for name in type(config).model_fields if isinstance(getattr(config, name), DataConfig)]
+        return {key: value for key, value in values.items() if key.partition(".")[0] in blocks}
+    from medrl.core.phantoms.prostate import write_prostate
+
+    write_prostate(folder, cases=6, test_cases=0, shape=(32, 32, 12))
+    return {"data.root": str(folder)}
 
 
 def say_result(call: Call, planned: Planned) -> None:
@@ -304,34 +359,6 @@ def fresh_report(run_dir: Path) -> Path | None:
     except MedrlError as error:
         console().line(f"warning: the report could not be written: {error}")
         return None
-
-
-def summary(codes: list[tuple[Planned, int]]) -> None:
-    """Write the table of several runs."""
-    rows = []
-    best: list[float] = []
-    for planned, code in codes:
-        facts = read_run(planned.run_dir) if (planned.run_dir / "manifest.json").is_file() else RunFacts()
-        config = planned.resolved.config
-        rows.append(
-            [
-                str(config.data.fold),
-                str(config.train.seed),
-                facts.status or f"failed ({code})",
-                str(facts.step),
-                facts.best_text(),
-                str(planned.run_dir),
-            ]
-        )
-        best += [facts.best[1]] if facts.best is not None else []
-    console().table(["fold", "seed", "status", "step", "best", "run"], rows, right=(0, 1, 3))
-    if len(best) > 1:
-        from statistics import fmean, stdev
-
-        text = (
-            f"best: mean {number(fmean(best))}, standard deviation {number(stdev(best))} of {len(best)} runs"
-        )
-        console().say(text)
 
 
 train = Train(

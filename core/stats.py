@@ -27,7 +27,7 @@ class Interval:
 
     Attributes:
         n: Values that took part.
-        method: ``bca`` or ``percentile``; ``none`` if there are too few values.
+        method: ``bca``, ``percentile`` or ``t``; ``none`` if there are too few values.
     """
 
     mean: float
@@ -89,6 +89,21 @@ def bootstrap_ci(values: Iterable[float], n: int = 10_000, seed: int = 0, level:
         if math.isfinite(low) and math.isfinite(high):
             break
     return Interval(mean, low, high, level, array.size, method)
+
+
+def t_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Return the mean of the finite values with Student's t interval, for few values such as seeds.
+
+    With fewer than two values both ends are NaN.
+    """
+    array = np.asarray(list(values), dtype=np.float64)
+    array = array[np.isfinite(array)]
+    if array.size < 2:
+        mean = float(array.mean()) if array.size else math.nan
+        return Interval(mean, math.nan, math.nan, level, array.size, "none")
+    mean = float(array.mean())
+    half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
+    return Interval(mean, mean - half, mean + half, level, array.size, "t")
 
 
 def paired_wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from medrl.core.errors import DataError
-from medrl.core.stats import bootstrap_ci, compare_paired, holm, paired_difference, paired_wilcoxon
+from medrl.core.stats import (
+    bootstrap_ci,
+    compare_paired,
+    holm,
+    paired_difference,
+    paired_wilcoxon,
+    t_interval,
+)
 
 
 def test_interval_agrees_with_the_normal_theory_for_many_values():
@@ -96,3 +103,14 @@ def test_holm_multiplies_by_the_number_of_tests_left():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, math.nan, 0.9])[0] == 1.0
     assert math.isnan(holm([0.5, math.nan])[1])
+
+
+def test_the_interval_of_few_values_is_students():
+    found = t_interval([1.0, 2.0, 3.0, math.nan])
+    # t(0.975, 2) = 4.30265; standard deviation 1, three values
+    assert (found.mean, found.n, found.method) == (2.0, 3, "t")
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)
+    assert found.low == pytest.approx(4.0 - found.high, abs=1e-12)
+    alone = t_interval([1.5])
+    assert (alone.mean, alone.method) == (1.5, "none")
+    assert math.isnan(alone.low)
