@@ -37,8 +37,8 @@ def check(
     It loads and its hooks are well formed, it imports nothing heavy, its parts and commands resolve, its
     config equals its defaults. Then it is trained for a few steps: a loss falls, equal runs give equal
     checkpoints, a stopped run goes on bit for bit, two ranks work, segmentations lie on their images, and
-    environments pass the checker of gymnasium. Each failure says what to do; the exit code is 5 if there is
-    one.
+    environments pass the checker of gymnasium. Each failure says what to do, and a rule that does not apply
+    says why; the exit code is 5 if there is a failure.
     """
     manager = manager_of(ctx)
     values = _values(data, assignments)
@@ -75,7 +75,7 @@ def _check_one(
         do = error.do or f"medrl plugins info {name}"
         return [_show(name, "loads", [{"what": str(error), "do": do}], 0.0, quiet)]
     results = [_show(name, "loads", [], 0.0, quiet)]
-    from medrl.core.testing import RULES, TRAINING_RULES, Subject, check_rule
+    from medrl.core.testing import RULES, TRAINING_RULES, Subject, examine_rule
 
     if not quick and not quiet:
         screen.loading()
@@ -84,15 +84,25 @@ def _check_one(
             if quick and rule in TRAINING_RULES:
                 continue
             start = perf_counter()
-            found = [{"what": item.what, "do": item.do} for item in check_rule(rule, subject)]
-            results.append(_show(name, rule, found, perf_counter() - start, quiet))
+            outcome = examine_rule(rule, subject)
+            found = [{"what": item.what, "do": item.do} for item in outcome.findings]
+            seconds = perf_counter() - start
+            results.append(_show(name, rule, found, seconds, quiet, skipped=outcome.skipped))
     return results
 
 
 def _show(
-    name: str, rule: str, findings: list[dict[str, str]], seconds: float, quiet: bool
+    name: str,
+    rule: str,
+    findings: list[dict[str, str]],
+    seconds: float,
+    quiet: bool,
+    *,
+    skipped: str = "",
 ) -> dict[str, Any]:
-    if not quiet:
+    if skipped and not quiet:
+        console().say(f"-       {rule}: not checked, {skipped}")
+    elif not quiet:
         screen = console()
         mark = screen.style("broken", fg="red") if findings else screen.style("ok    ", fg="green")
         write = screen.line if findings else screen.say
@@ -100,7 +110,8 @@ def _show(
         for item in findings:
             write(f"        {item['what']}")
             write(f"        do: {item['do']}")
-    return {"plugin": name, "rule": rule, "findings": findings, "seconds": round(seconds, 2)}
+    seconds = round(seconds, 2)
+    return {"plugin": name, "rule": rule, "findings": findings, "skipped": skipped, "seconds": seconds}
 
 
 def _values(data: Path | None, assignments: tuple[str, ...]) -> dict[str, Any]:

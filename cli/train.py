@@ -83,16 +83,18 @@ def plan_runs(call: Call, scratch: Path | None, varied: Variations | None = None
     """
     shared = call.shared
     varied = varied or Variations()
-    first = resolve_call(call, varied={key: values[0] for key, values in varied.grid.items()})
+    some = {key: values[0] for key, values in varied.grid.items()}
+    first = resolve_call(call, varied=some)
+    check_keys(call.manager, first)
+    only_told = shared["print_config"] or shared["dry_run"]
+    if scratch is not None and first.config.data.root is None and not only_told:
+        shared["synthetic"] = write_synthetic(call, first.config, scratch / "data")
+        first = resolve_call(call, varied=some)
     if shared["fold"] == "all":
         varied = replace(varied, folds=tuple(range(first.config.data.folds)))
     if shared["seeds"]:
         start = first.config.train.seed
         varied = replace(varied, seeds=tuple(range(start, start + shared["seeds"])))
-    check_keys(call.manager, first)
-    only_told = shared["print_config"] or shared["dry_run"]
-    if scratch is not None and first.config.data.root is None and not only_told:
-        shared["synthetic"] = write_synthetic(call, first.config, scratch / "data")
     if len(varied) > 1 and inside_launcher():
         raise ConfigError(
             "--fold all and --seeds",

@@ -23,8 +23,8 @@ from typing import Any
 
 from medrl.core.errors import PluginError
 from medrl.core.manager import PluginManager
-from medrl.core.testing.findings import Finding
-from medrl.core.testing.rules import RULES, TRAINING_RULES, Subject, check_rule
+from medrl.core.testing.findings import Finding, NotChecked, Outcome
+from medrl.core.testing.rules import RULES, TRAINING_RULES, Subject, check_rule, examine_rule
 from medrl.core.testing.static import (
     HEAVY,
     check_commands,
@@ -38,6 +38,8 @@ __all__ = [
     "RULES",
     "TRAINING_RULES",
     "Finding",
+    "NotChecked",
+    "Outcome",
     "Subject",
     "check_commands",
     "check_config",
@@ -45,6 +47,7 @@ __all__ = [
     "check_parts",
     "check_plugin",
     "check_rule",
+    "examine_rule",
 ]
 
 

@@ -28,6 +28,23 @@ class Finding:
         return f"{self.rule}: {self.what} -> {self.do}"
 
 
+class NotChecked(Exception):
+    """A rule cannot be checked on a plugin, or has no meaning for it; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of checking one rule.
+
+    Attributes:
+        findings: What breaks it.
+        skipped: Why it was not checked; empty if it was.
+    """
+
+    findings: list[Finding]
+    skipped: str = ""
+
+
 def failed(rule: str, what: str, error: BaseException) -> Finding:
     """Return the finding of something that raised: the error, and where."""
     if isinstance(error, MedrlError):

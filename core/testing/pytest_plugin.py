@@ -91,7 +91,7 @@ class RuleItem(pytest.Item):
     def runtest(self) -> None:
         """Check the rule."""
         from medrl.core.errors import PluginError
-        from medrl.core.testing.rules import check_rule
+        from medrl.core.testing.rules import examine_rule
 
         try:
             subject = self.checked.subject()
@@ -99,9 +99,11 @@ class RuleItem(pytest.Item):
             raise BrokenRule(f"{error}\n  do: {error.do}") from error
         if self.rule == LOADS:
             return
-        found = check_rule(self.rule, subject)
-        if found:
-            raise BrokenRule("\n".join(f"{item.what}\n  do: {item.do}" for item in found))
+        outcome = examine_rule(self.rule, subject)
+        if outcome.skipped:
+            pytest.skip(outcome.skipped)
+        if outcome.findings:
+            raise BrokenRule("\n".join(f"{item.what}\n  do: {item.do}" for item in outcome.findings))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show what was found, without a traceback."""

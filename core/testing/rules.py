@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from medrl.core.manager import LoadedPlugin, PluginManager
-from medrl.core.testing.findings import Finding, failed
+from medrl.core.testing.findings import Finding, NotChecked, Outcome, failed
 from medrl.core.testing.static import check_commands, check_config, check_import_weight, check_parts
 
 if TYPE_CHECKING:
@@ -107,9 +107,16 @@ RULES: dict[str, Rule] = {
 """All rules. That a plugin loads and its hooks are well formed is checked by loading it."""
 
 
-def check_rule(rule: str, subject: Subject) -> list[Finding]:
+def examine_rule(rule: str, subject: Subject) -> Outcome:
     """Check one rule; a check that a plugin makes raise is a finding too."""
     try:
-        return RULES[rule](subject)
+        return Outcome(RULES[rule](subject))
+    except NotChecked as reason:
+        return Outcome([], skipped=str(reason))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the code of a plugin may raise anything
-        return [failed(rule, "it could not be checked", error)]
+        return Outcome([failed(rule, "it could not be checked", error)])
+
+
+def check_rule(rule: str, subject: Subject) -> list[Finding]:
+    """Check one rule and return what breaks it; nothing where it does not apply to the plugin."""
+    return examine_rule(rule, subject).findings

@@ -17,7 +17,7 @@ from medrl.core.isolation import describe
 from medrl.core.jobs import ConfigOption
 from medrl.core.manager import LoadedPlugin, PluginManager
 from medrl.core.registry import KINDS
-from medrl.core.testing.findings import Finding
+from medrl.core.testing.findings import Finding, NotChecked
 
 if TYPE_CHECKING:
     from medrl.core.config import MethodConfig
@@ -69,11 +69,13 @@ def check_import_weight(plugin: LoadedPlugin, manager: PluginManager) -> list[Fi
 def check_parts(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding]:
     """Resolve every registered part."""
     findings = []
+    count = 0
     for kind in KINDS:
         registry = manager.registry(kind)
         for entry in registry.entries():
             if entry.plugin != plugin.name:
                 continue
+            count += 1
             try:
                 registry.get(entry.key)
             except MedrlError as error:
@@ -86,6 +88,8 @@ def check_parts(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding]:
                         f"use '{entry.location}'",
                     )
                 )
+    if not count:
+        raise NotChecked("it registers no parts")
     return findings
 
 
@@ -93,6 +97,8 @@ def check_commands(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding
     """Resolve the commands and check their options and callbacks."""
     findings = []
     commands = plugin.commands
+    if not commands.provided() and not commands.count_tools():
+        raise NotChecked("it registers no commands")
     if commands.eager():
         findings.append(
             Finding(
@@ -135,7 +141,7 @@ def check_commands(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding
 def check_config(plugin: LoadedPlugin, manager: PluginManager) -> list[Finding]:
     """Compare the config model with ``defaults.yaml``, and validate the presets."""
     if not plugin.info.config:
-        return []
+        raise NotChecked("it has no config model")
     from medrl.core.config import config_model, flatten, known_keys, parse_yaml, presets, resolve_method
 
     try:

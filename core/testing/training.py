@@ -11,8 +11,8 @@ import torch
 
 from medrl.core.checkpoint import load_checkpoint
 from medrl.core.errors import ConfigError, MedrlError
-from medrl.core.testing.findings import Finding, failed
-from medrl.core.testing.trial import STEPS, newest, records
+from medrl.core.testing.findings import Finding, NotChecked, failed
+from medrl.core.testing.trial import STEPS, logs, newest
 from medrl.core.volume import grid_difference, read_volume
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ def check_environments(subject: Subject) -> list[Finding]:
     from medrl.core.rl.playing import problems_of
 
     registry = subject.manager.registry("environments")
+    own = [entry for entry in registry.entries() if entry.plugin == subject.plugin.name]
+    if not own:
+        raise NotChecked("it registers no environment")
     findings = []
-    for entry in registry.entries():
-        if entry.plugin != subject.plugin.name:
-            continue
+    for entry in own:
 
         def build(num_envs: int, key: str = entry.key) -> Any:
             return registry.fit(key, {"num_envs": num_envs})
@@ -56,24 +57,24 @@ def check_environments(subject: Subject) -> list[Finding]:
 def check_learning(subject: Subject) -> list[Finding]:
     """Train a few steps; a logged loss must be finite and fall."""
     trial = subject.trial
-    if not trial.trains:
-        return []
-    found = records(trial.straight)
-    names = sorted({name for record in found for name in record if "loss" in name.lower()})
-    names = ["loss"] if "loss" in names else names
-    if not names:
+    trial.require_training()
+    losses: dict[str, list[float]] = {}
+    for where, records in logs(trial.straight).items():
+        names = sorted({name for record in records for name in record if "loss" in name.lower()})
+        for name in ["loss"] if "loss" in names else names:
+            values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
+            losses[f"{where}{name}"] = [float(value) for value in values]
+    if not losses:
         return [Finding("learning", "no record has a loss", "log it: rt.log(step, loss=loss)")]
-    falls = False
-    for name in names:
-        values = [float(record[name]) for record in found if isinstance(record.get(name), (int, float))]
+    for name, values in losses.items():
         if not all(math.isfinite(value) for value in values):
             return [Finding("learning", f"{name} is not finite", "a smaller learning rate, a stable formula")]
-        falls = falls or (len(values) > 1 and values[-1] < values[0])
+    falls = any(len(values) > 1 and values[-1] < values[0] for values in losses.values())
     if not falls:
         return [
             Finding(
                 "learning",
-                f"no loss is lower after {STEPS} steps than after the first: {', '.join(names)}",
+                f"no loss is lower after {STEPS} steps than after the first: {', '.join(losses)}",
                 "is every parameter in the optimiser, is rt.backward called before rt.step, is the rate > 0?",
             )
         ]
@@ -83,8 +84,7 @@ def check_learning(subject: Subject) -> list[Finding]:
 def check_checkpoint(subject: Subject) -> list[Finding]:
     """Equal runs must give equal checkpoints, which say what predictors need."""
     trial = subject.trial
-    if not trial.trains:
-        return []
+    trial.require_training()
     name = subject.plugin.name
     first, second = newest(trial.straight, name), newest(trial.again, name)
     findings = []
@@ -117,8 +117,7 @@ def check_checkpoint(subject: Subject) -> list[Finding]:
 def check_resume(subject: Subject) -> list[Finding]:
     """A run that a signal stopped and that was resumed must equal one that went straight, bit for bit."""
     trial = subject.trial
-    if not trial.trains:
-        return []
+    trial.require_training()
     run, stopped = trial.resumed
     if not stopped:
         return [
@@ -134,7 +133,8 @@ def check_resume(subject: Subject) -> list[Finding]:
         return [
             Finding(
                 "resume",
-                f"stopped after step {stopped} and resumed, it differs in {some(different)}",
+                f"stopped after step {' and '.join(map(str, stopped))} and resumed, it differs in "
+                f"{some(different)}",
                 "register everything that changes: rt.checkpoint.register(name=object); take batches from "
                 "rt.loader, or derive every draw from seed and step",
             )
@@ -145,8 +145,7 @@ def check_resume(subject: Subject) -> list[Finding]:
 def check_ranks(subject: Subject) -> list[Finding]:
     """Two gloo ranks must train and save one checkpoint with the state of both."""
     trial = subject.trial
-    if not trial.trains:
-        return []
+    trial.require_training()
     try:
         found = newest(trial.train_ranks("ranks"), subject.plugin.name)
     except MedrlError as error:
@@ -165,8 +164,9 @@ def check_ranks(subject: Subject) -> list[Finding]:
 def check_geometry(subject: Subject) -> list[Finding]:
     """Every test image must get a segmentation on its own grid, with known labels."""
     trial = subject.trial
+    trial.require_training()
     if not trial.predicts:
-        return []
+        raise NotChecked("it has no predict command")
     output = subject.folder / "predicted"
     outcome = trial.predict(trial.straight, output)
     findings = [
@@ -210,9 +210,7 @@ def differences(left: Any, right: Any, name: str = "") -> Iterator[str]:
             yield from differences(one, other, f"{name}.{index}")
     elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         same = left.dtype == right.dtype and left.shape == right.shape
-        if not same or not torch.equal(
-            left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8)
-        ):
+        if not same or not torch.equal(_bytes(left), _bytes(right)):
             yield name
     elif type(left) is not type(right) or (left != right and not (left != left and right != right)):
         yield name

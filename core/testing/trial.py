@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,8 @@ from medrl.core.errors import Interrupted, RuntimeFault
 from medrl.core.jobs import ConfigOption, PredictJob, TrainJob
 from medrl.core.manager import LoadedPlugin, PluginManager
 from medrl.core.predicting import PredictOutcome
-from medrl.core.registry import import_target
+from medrl.core.testing.findings import NotChecked
+from medrl.core.testing.synthetic import write_trial
 
 STEPS = 6
 RANKS_TIMEOUT_S = 300
@@ -43,16 +44,27 @@ class Trial:
     ) -> None:
         self.plugin, self.manager, self.folder = plugin, manager, folder
         self.given = flatten(values)
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is something to train."""
-        return bool(self.plugin.info.config) and "train" in self.plugin.commands.provided()
+        self._failed = False
+        self._stopped: list[int] = []
+        self._steps: dict[str, int] = {}
 
     @property
     def predicts(self) -> bool:
         """Whether there is something to predict with."""
-        return self.trains and "predict" in self.plugin.commands.provided()
+        return "predict" in self.plugin.commands.provided()
+
+    def require_training(self) -> None:
+        """Go on only if there is something to train and its straight run has not failed before.
+
+        Raises:
+            NotChecked: Otherwise.
+        """
+        if "train" not in self.plugin.commands.provided():
+            raise NotChecked("it has no train command")
+        if not self.plugin.info.config:
+            raise NotChecked("it has no config model")
+        if self._failed:
+            raise NotChecked("its training run failed, as said above")
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -60,10 +72,8 @@ class Trial:
         if "data.root" in self.given:
             return {}
         folder = self.folder / "data"
-        target = self.plugin.info.trial
-        if target:
-            write = import_target(target, what=f"plugin '{self.plugin.name}', trial data")
-            return {key: _plain(value) for key, value in flatten(write(folder)).items()}
+        if self.plugin.info.trial:
+            return write_trial(self.plugin.info, folder)
         from medrl.core.phantoms.prostate import write_prostate
 
         # One case for training: whether a loss falls does not depend on which case is drawn.
@@ -92,7 +102,10 @@ class Trial:
     @cached_property
     def straight(self) -> Path:
         """A run without interruption."""
-        return self.train("straight")
+        self._failed = True
+        run = self.train("straight")
+        self._failed = False
+        return run
 
     @cached_property
     def again(self) -> Path:
@@ -100,23 +113,30 @@ class Trial:
         return self.train("again")
 
     @cached_property
-    def resumed(self) -> tuple[Path, int]:
-        """The same run, stopped by a signal and resumed; and the step after which it was stopped, or 0."""
-        stopped = self.train("resumed", stop_after=STEPS // 2)
-        return stopped, self._stopped
+    def resumed(self) -> tuple[Path, list[int]]:
+        """The same run, stopped by signals and resumed; and after how many steps of all it was stopped.
 
-    def train(self, name: str, *, stop_after: int = 0) -> Path:
+        It is stopped in its first stage, and again in its last one where there are several.
+        """
+        whole = self._steps[self.straight.name]
+        moments = [STEPS // 2]
+        if whole >= 2 * STEPS:
+            moments.append(whole - STEPS // 2)
+        run = self.train("resumed", stops=moments)
+        return run, self._stopped
+
+    def train(self, name: str, *, stops: Sequence[int] = ()) -> Path:
         """Train into a folder of this name and return it.
 
         Args:
             name: Of the run.
-            stop_after: Send this process a SIGTERM after so many steps, then resume; 0 does not.
+            stops: Send this process a SIGTERM after so many steps, those of all stages together; then resume.
         """
-        self._stopped = 0
-        if stop_after:
+        self._stopped = []
+        for moment in stops:
             with suppress(Interrupted):
-                self._run(name, stop_after)
-        if not stop_after or self._stopped:
+                self._run(name, moment, resume="must" if self._stopped else "never")
+        if not stops or self._stopped:
             self._run(name, 0, resume="must" if self._stopped else "never")
         return self.folder / name
 
@@ -181,13 +201,14 @@ class Trial:
     def _run(self, name: str, stop_after: int, *, resume: str = "never") -> None:
         layers = [Layer("check", nest(self.values(STEPS)))]
         resolved = resolve_method(self.manager, self.plugin.name, preset=self._preset(), layers=layers)
-        count = 0
+        stopping = False
 
         def progress(step: int, total: int, _metrics: Mapping[str, Any]) -> None:
-            nonlocal count
-            count += 1
-            if count == stop_after and step < total:
-                self._stopped = step
+            nonlocal stopping
+            self._steps[name] = self._steps.get(name, 0) + 1
+            if stop_after and not stopping and self._steps[name] >= stop_after and step < total:
+                stopping = True
+                self._stopped.append(self._steps[name])
                 signal.raise_signal(signal.SIGTERM)
 
         job = TrainJob(
@@ -211,12 +232,14 @@ class Trial:
 _RANKS_ADVICE = "build the same modules on every rank, and decide every branch by values from rt.reduce"
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """Return what a run logged, its stages after each other."""
-    found: list[dict[str, Any]] = []
-    for file in sorted(run.rglob("metrics.jsonl")):
-        found += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return found
+def logs(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of a run and of each of its stages, by what stands before a name in it."""
+    return {
+        "" if file.parent == run else f"{file.parent.relative_to(run).as_posix()}: ": [
+            json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()
+        ]
+        for file in sorted(run.rglob("metrics.jsonl"))
+    }
 
 
 def newest(run: Path, method: str) -> Checkpoint:

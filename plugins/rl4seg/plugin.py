@@ -20,6 +20,7 @@ def medrl_plugin_info() -> PluginInfo:
         license="Apache-2.0",
         config=f"{_HERE}.config:Rl4segConfig",
         networks=f"{_HERE}.exporting:networks",
+        trial=f"{_HERE}.trial:write",
     )
 
 
