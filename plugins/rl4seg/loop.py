@@ -14,7 +14,6 @@ from torch import nn
 from medrl.core.adaptation.loop import Beat
 from medrl.core.adaptation.loop import Loop as StageLoop
 from medrl.core.adaptation.stages import Files, Stage, folder_of
-from medrl.core.config import Layer, resolve
 from medrl.core.errors import ConfigError
 from medrl.core.learned_reward import RewardNet
 
@@ -40,7 +39,6 @@ _log = logging.getLogger("medrl.rl4seg")
 
 def run(job: TrainJob) -> None:
     """Do the stages of a run folder: all that are left, or with `stage` the next one of that kind."""
-    job = with_phantoms(job)
     cfg: Rl4segConfig = job.config
     if cfg.alone:
         run_alone(job)
@@ -54,21 +52,6 @@ def run(job: TrainJob) -> None:
         loop = Loop(rt, job, data, results, product)
         if loop.run(product.named()):
             _log.info("all %d stages are done; the result is iteration_%d", len(loop.stages), loop.chosen())
-
-
-def with_phantoms(job: TrainJob) -> TrainJob:
-    """Give a trial run for which no data were named synthetic echocardiograms instead of what it got."""
-    if not job.fast_dev_run or job.resolved.origins.get("data.root") != "--fast-dev-run":
-        return job
-    from medrl.core.phantoms.echo import write_echo
-
-    folder: Path = job.config.data.root.parent
-    source = write_echo(folder / "echo_source", cases=10, test_cases=0, seed=1)
-    target = write_echo(folder / "echo_target", cases=10, test_cases=4, seed=2, shift=0.5)
-    values = job.resolved.values()
-    values["data"] |= {"root": str(source), "layout": "auto"}
-    values["target"] |= {"root": str(target), "layout": "auto"}
-    return replace(job, resolved=resolve(Rl4segConfig, [Layer("--fast-dev-run", values)]))
 
 
 def run_alone(job: TrainJob) -> None:

@@ -15,7 +15,6 @@ from medrl.core.adaptation.loop import Beat
 from medrl.core.adaptation.loop import Loop as StageLoop
 from medrl.core.adaptation.parts import rules_of
 from medrl.core.adaptation.stages import Files, Stage, folder_of
-from medrl.core.config import Layer, resolve
 from medrl.core.errors import ConfigError
 from medrl.core.validity.temporal import load_temporal_rules
 
@@ -42,7 +41,6 @@ _log = logging.getLogger("medrl.rl4seg3d")
 
 def run(job: TrainJob) -> None:
     """Do the stages of a run folder: all that are left, or with `stage` the next one of that kind."""
-    job = with_phantoms(job)
     cfg: Rl4seg3dConfig = job.config
     if cfg.alone:
         run_alone(job)
@@ -60,24 +58,6 @@ def run(job: TrainJob) -> None:
         loop = Loop(rt, job, data, results, product)
         if loop.run(product):
             _log.info("all %d stages are done; the result is iteration_%d", len(loop.stages), loop.chosen())
-
-
-def with_phantoms(job: TrainJob) -> TrainJob:
-    """Give a trial run for which no data were named synthetic beating hearts instead of what it got."""
-    if not job.fast_dev_run or job.resolved.origins.get("data.root") != "--fast-dev-run":
-        return job
-    from medrl.core.phantoms.echo import write_echo_sequences
-
-    folder: Path = job.config.data.root.parent
-    frames = 8
-    source = write_echo_sequences(folder / "beating_source", cases=6, test_cases=0, seed=1, frames=frames)
-    target = write_echo_sequences(
-        folder / "beating_target", cases=6, test_cases=2, seed=2, frames=frames, shift=0.5
-    )
-    values = job.resolved.values()
-    values["data"] |= {"root": str(source), "layout": "auto"}
-    values["target"] |= {"root": str(target), "layout": "auto"}
-    return replace(job, resolved=resolve(Rl4seg3dConfig, [Layer("--fast-dev-run", values)]))
 
 
 def run_alone(job: TrainJob) -> None:
