@@ -3,9 +3,8 @@
     python benchmarks/help_time.py [--runs 15] [--plugins 0 5 20] [--json]
 
 The plugins are projects as ``medrl plugins new`` writes them, beside those that medrl ships. The arms take
-turns, each run in a fresh interpreter; shown are medians. CPU seconds of the whole process come first, because
-a busy machine lengthens wall time alone. The modules that are imported are counted in one further run of each
-arm.
+turns, each run in a fresh interpreter; shown are medians. CPU seconds of the whole process come first: a busy
+machine lengthens wall time alone. The modules that are imported are counted in one further run of each arm.
 """
 
 from __future__ import annotations
