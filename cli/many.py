@@ -30,7 +30,7 @@ from medrl.core.errors import (
     MedrlError,
     RuntimeFault,
 )
-from medrl.core.executors import Task, TaskEnd, make_executor, parse_resources
+from medrl.core.executors import Task, TaskEnd, Tell, make_executor, parse_resources
 from medrl.core.jobs import ConfigOption
 
 FOLDER = ".sweep"
@@ -216,7 +216,7 @@ def do_elsewhere(call: Call, plan: Sequence[Planned]) -> int:
         tasks = [task_of(call, planned, root / FOLDER) for planned in todo]
         ends: dict[str, TaskEnd] = {}
         try:
-            ends = executor.run(tasks, folder=root / FOLDER / "logs", tell=_teller(len(plan), len(finished)))
+            ends = executor.run(tasks, folder=root / FOLDER / "logs", tell=teller(len(plan), len(finished)))
         except (KeyboardInterrupt, Terminated):
             if shared["executor"] == "slurm":
                 screen.line("the jobs stay in the queue; the same command looks after them again")
@@ -318,15 +318,19 @@ def plain_arguments(
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
-    """Hold the lock of a folder of runs, so that no two calls plan in it.
+def held(root: Path, name: str = FOLDER) -> Iterator[None]:
+    """Hold the lock of a folder of runs or parts, so that no two calls plan in it.
+
+    Args:
+        root: The folder.
+        name: Folder in it for lock, plan and logs.
 
     Raises:
         RuntimeFault: Another call holds it, or the folder cannot be written.
     """
     from medrl.core.runlog import RunLock
 
-    folder = root / FOLDER
+    folder = root / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -415,7 +419,8 @@ def first_code(ends: Any) -> int:
     return int(found) if known and (found < 6 or found in (130, 143)) else EXIT_RUNTIME
 
 
-def _teller(total: int, before: int) -> Any:
+def teller(total: int, before: int = 0) -> Tell:
+    """Return what says which task of how many begins and ends."""
     done = before
 
     def tell(news: str, task: Task, end: TaskEnd | None) -> None:

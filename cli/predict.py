@@ -12,7 +12,15 @@ import click
 from medrl.cli.completing import complete_runs
 from medrl.cli.console import console, counted
 from medrl.cli.method_command import Call, MethodCommand, existing
-from medrl.cli.options import ANY_PATH, FILE, ListType, PartType, compute_options
+from medrl.cli.options import (
+    ANY_PATH,
+    FILE,
+    POSITIVE,
+    ListType,
+    PartType,
+    compute_options,
+    executor_options,
+)
 from medrl.cli.progress import case_progress
 from medrl.cli.runfiles import method_of_model, require_plugin, run_config, run_folders
 from medrl.cli.session import manager_of
@@ -63,6 +71,14 @@ class Predict(MethodCommand):
                     why=f"it was trained by '{found}', not by '{call.method}'",
                     do=f"medrl predict {found} …, or leave the method out",
                 )
+        if shared["parts"] is not None:
+            from medrl.cli.predict_parts import do_parts
+
+            return do_parts(call, self.params, shared)
+        if shared["executor"] or shared["jobs"] or shared["resource"]:
+            raise ConfigError(
+                "--executor, --jobs and --resource", why="there is only one part", do="add --parts N"
+            )
         console().loading()
         from medrl.core.checkpoint import find_checkpoint
         from medrl.core.jobs import PredictJob
@@ -86,6 +102,8 @@ class Predict(MethodCommand):
                 statistics=shared["statistics"],
                 continue_=shared["continue_"],
                 part=shared["part"],
+                max_memory_gb=shared["max_memory"],
+                say=console().say,
                 report=shared["report"],
                 command=("medrl", *console().arguments),
                 progress=show,
@@ -235,6 +253,21 @@ def _options() -> list[click.Parameter]:
             default="1/1",
             metavar="I/N",
             help="Do the I-th of N parts of the cases.",
+        ),
+        option(
+            ["--parts"],
+            type=POSITIVE,
+            metavar="N",
+            help="Do N parts in as many processes or jobs, and put their reports together.",
+        ),
+        *executor_options("parts"),
+        option(
+            ["--max-memory"],
+            type=click.FloatRange(0),
+            default=0.0,
+            metavar="GIB",
+            help="Memory of one process. What the largest case needs is said before the start; cases that "
+            "need more are refused.",
         ),
         option(
             ["--report"], type=FILE, metavar="FILE", help="Where report.json goes.  [default: in the output]"

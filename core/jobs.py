@@ -105,6 +105,8 @@ class PredictJob:
     Attributes:
         checkpoints: One file for each fold; probabilities are averaged.
         part: ``(I, N)``: this process predicts every N-th case, starting with the I-th (1-based).
+        max_memory_gb: Memory in GiB that this process may take; 0 for no limit.
+        say: Shows one line to the person before the work begins.
     """
 
     method: str
@@ -123,6 +125,8 @@ class PredictJob:
     statistics: bool = False
     continue_: bool = False
     part: tuple[int, int] = (1, 1)
+    max_memory_gb: float = 0.0
+    say: Callable[[str], None] = lambda _line: None
     report: Path | None = None
     command: Sequence[str] = ()
     progress: Callable[[int, int, str], None] | None = None

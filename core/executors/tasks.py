@@ -110,8 +110,9 @@ def make_executor(name: str, *, jobs: int = 0, resources: Any = None) -> Executo
     if name == "local":
         return LocalExecutor(jobs or 1)
     if name in ("slurm", "submitit"):
-        cluster = "slurm" if name == "slurm" else "local"
-        return SubmititExecutor(resources or Resources(), cluster=cluster, jobs=jobs)
+        return SubmititExecutor(
+            resources or Resources(), cluster="slurm" if name == "slurm" else "local", jobs=jobs
+        )
     raise ConfigError(f"executor '{name}'", why="unknown", do="local or slurm")
 
 

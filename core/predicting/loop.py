@@ -7,7 +7,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,19 @@ from medrl.core.errors import ConfigError, DataError, MedrlError, RuntimeFault
 from medrl.core.types import Case
 from medrl.core.volume.write import write_bytes
 
+from .memory import is_out_of_memory, limited_memory, needs, peak_bytes, state
 from .outputs import LABELS_NAME
+from .parts import part_name
 from .planning import case_digest
-from .record import REPORT_NAME, CaseRecord, PredictReport, file_digest, finished_before, json_bytes
+from .record import (
+    REPORT_NAME,
+    CaseRecord,
+    PredictReport,
+    file_digest,
+    finished_before,
+    json_bytes,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from medrl.core.jobs import PredictJob
@@ -95,39 +105,54 @@ class CaseLoop(ABC):
         _log.debug("%d cases of this part are through", len(self.report.cases))
 
     def run(self) -> PredictOutcome:
-        """Predict the cases of this part."""
+        """Predict the cases of this part, with the memory that the job allows.
+
+        Raises:
+            ConfigError: A case needs more memory than that.
+        """
+        self._state_memory()
+        with limited_memory(0.0 if self.job.device.startswith("cuda") else self.job.max_memory_gb):
+            try:
+                return self._run()
+            except BaseException:
+                # The journal has every case; the first cause matters more than a report that lags behind.
+                with suppress(RuntimeFault):
+                    self.report.write()
+                raise
+
+    def _run(self) -> PredictOutcome:
         before = finished_before(self.folder, self.report.path) if self.job.continue_ else {}
-        self._prepare_folder()
+        mine = {case.id for case in self.cases}
+        alike = {name: record for name, record in before.items() if record.settings == self.settings}
+        self._prepare_folder({name: record for name, record in alike.items() if name in mine})
         skipped: list[str] = []
         for number, case in enumerate(self.cases):
             self._progress(number, case.id)
             earlier = before.get(case.id)
             if earlier is not None and self._is_finished(case, earlier):
                 skipped.append(case.id)
-                self.report.cases[case.id] = earlier
-                self.report.write()
+                self.report.add(case.id, earlier)
                 continue
             record = self._one(case)
-            self.report.cases[case.id] = record
-            self.report.write()
+            self.report.add(case.id, record)
             if record.status == "done":
                 self._notify(case)
         self._progress(len(self.cases), "")
         self.finish()
+        self.report.facts["memory"] = {**self.report.facts.get("memory", {}), "peak_bytes": peak_bytes()}
+        self.report.finish()
         records = self.report.cases
         return PredictOutcome(
             done=tuple(case for case, record in records.items() if record.status == "done"),
             skipped=tuple(skipped),
-            failed={case: _reason(record) for case, record in records.items() if record.status == "failed"},
+            failed={case: reason_of(record) for case, record in records.items() if record.status == "failed"},
             report=self.report.path,
             outputs={case: self.outputs[case] for case in records if records[case].status == "done"},
         )
 
     def named(self, name: str) -> str:
         """Return a file name that the parts of a run do not share."""
-        index, parts = self.job.part
-        stem, dot, suffix = name.partition(".")
-        return name if parts == 1 else f"{stem}_part{index}of{parts}{dot}{suffix}"
+        return part_name(name, self.job.part)
 
     def relative(self, path: Path) -> str:
         """Return a path of the output folder as the report names it."""
@@ -148,9 +173,6 @@ class CaseLoop(ABC):
                 "why": "the accelerator has not enough memory",
                 "do": "try --device cpu, or --precision bf16",
             }
-        except MemoryError as error:
-            failure = error
-            told = {"what": f"case {case.id}", "why": "this machine has not enough memory", "do": ""}
         except Exception as error:  # noqa: BLE001 - one bad case does not stop the others
             failure = error
             told = {
@@ -158,6 +180,10 @@ class CaseLoop(ABC):
                 "why": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 "do": "run this case alone with --debug to see where",
             }
+            if is_out_of_memory(error):
+                limit = self.job.max_memory_gb
+                told["why"] = f"it needs more than {limit:g} GiB" if limit else "there is not enough memory"
+                told["do"] = "give it more with --max-memory, or fewer --jobs" if limit else ""
         if self.outputs[case.id].exists():
             told["why"] += f"; {self.outputs[case.id].name} in the output folder is of an earlier run"
         _log.warning("case %s failed: %s", case.id, told["why"] or told["what"])
@@ -181,7 +207,22 @@ class CaseLoop(ABC):
         except (OSError, DataError):
             return False
 
-    def _prepare_folder(self) -> None:
+    def _state_memory(self) -> None:
+        """Say how much memory the largest case needs, and refuse those that need more than allowed."""
+        job = self.job
+        found = needs(
+            self.cases,
+            classes=max(2, len(self.names)),
+            folds=len(job.checkpoints),
+            tta=job.tta,
+            every=bool(job.max_memory_gb),
+        )
+        text, facts = state(found, limit_gb=job.max_memory_gb, count=len(self.cases))
+        self.report.facts |= {"planned": len(self.cases), "memory": facts}
+        if text:
+            job.say(text)
+
+    def _prepare_folder(self, earlier: Mapping[str, CaseRecord]) -> None:
         """Write the label names and an empty report, so that an unwritable folder is known at once."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +233,7 @@ class CaseLoop(ABC):
                 do="choose another folder with -o",
             ) from error
         write_bytes(self.folder / LABELS_NAME, json_bytes({"labels": dict(self.names)}))
-        self.report.write()
+        self.report.begin(earlier)
 
     def _progress(self, done: int, case: str) -> None:
         if self.job.progress is not None:
@@ -245,9 +286,3 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 4)
         self._last = now
-
-
-def _reason(record: CaseRecord) -> str:
-    parts = [record.error.get(key, "") for key in ("what", "why")]
-    text = ": ".join(part for part in parts if part)
-    return text + (f" ({record.error['do']})" if record.error.get("do") else "")

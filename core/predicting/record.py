@@ -1,26 +1,31 @@
 """``report.json`` of a prediction run: what was done, with which model, how long, and what failed.
 
-It is written again after every case, so that a run killed at any instant can be continued. Cases are
-named by their identifiers; file contents and header texts of the input never go in.
+A record of each case is added at once to a journal beside it, so that a run killed at any instant can be
+continued; the report itself is written again now and then, because for thousands of cases that takes longer
+than a case. Cases are named by their identifiers; file contents and header texts of the input never go in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medrl.core.errors import DataError
+from medrl.core.errors import DataError, RuntimeFault
 from medrl.core.volume.write import write_bytes
 
 SCHEMA = 1
 REPORT_NAME = "report.json"
+_SHARE = 20
+"""The report is written again when so many times the time has passed that writing it took."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +59,13 @@ class CaseRecord:
         return {key: value for key, value in asdict(self).items() if value not in ("", {}, [])}
 
 
+def reason_of(record: CaseRecord) -> str:
+    """Return why a case failed, as one line."""
+    parts = [record.error.get(key, "") for key in ("what", "why")]
+    text = ": ".join(part for part in parts if part)
+    return text + (f" ({record.error['do']})" if record.error.get("do") else "")
+
+
 @dataclass(kw_only=True)
 class PredictReport:
     """The content of ``report.json``.
@@ -66,6 +78,51 @@ class PredictReport:
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     cases: dict[str, CaseRecord] = field(default_factory=dict)
+    _next: float = 0.0
+
+    @property
+    def journal(self) -> Path:
+        """One record a line, while the run goes on."""
+        return self.path.with_suffix(".jsonl")
+
+    def begin(self, earlier: Mapping[str, CaseRecord]) -> None:
+        """Write the report without cases, and a journal of those that an earlier run finished.
+
+        Raises:
+            RuntimeFault: The folder cannot be written.
+        """
+        lines = [_line(case, record) for case, record in earlier.items()]
+        write_bytes(self.journal, "".join(lines).encode())
+        self.write()
+
+    def add(self, case: str, record: CaseRecord) -> None:
+        """Record a case at once.
+
+        Raises:
+            RuntimeFault: The disk is full.
+        """
+        self.cases[case] = record
+        try:
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write(_line(case, record))
+        except OSError as error:
+            raise RuntimeFault(
+                f"{self.journal} cannot be written",
+                why=error.strerror or str(error),
+                do="free space on that disk and run again with --continue",
+            ) from error
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def finish(self) -> None:
+        """Write the whole report; the journal is not needed any more.
+
+        Raises:
+            RuntimeFault: The disk is full.
+        """
+        self.write()
+        with contextlib.suppress(OSError):
+            self.journal.unlink(missing_ok=True)
 
     def write(self) -> None:
         """Replace the file at once.
@@ -84,11 +141,14 @@ class PredictReport:
             "counts": counts,
             "cases": {case: self.cases[case].as_dict() for case in sorted(self.cases)},
         }
+        started = time.monotonic()
         write_bytes(self.path, json_bytes(content))
+        now = time.monotonic()
+        self._next = now + _SHARE * (now - started)
 
 
 def read_report(path: Path) -> PredictReport:
-    """Read a ``report.json``.
+    """Read a ``report.json``, and what its journal adds if the run has not ended.
 
     Raises:
         DataError: It is missing, damaged or of another version.
@@ -106,6 +166,7 @@ def read_report(path: Path) -> PredictReport:
     if content.get("schema") != SCHEMA:
         raise DataError(str(path), why=f"its schema is {content.get('schema')}, expected {SCHEMA}")
     facts = {key: value for key, value in content.items() if key not in ("schema", "cases", "counts")}
+    cases |= dict(_journal(path.with_suffix(".jsonl")))
     return PredictReport(path=path, facts=facts, cases=cases)
 
 
@@ -122,6 +183,25 @@ def finished_before(folder: Path, *others: Path) -> dict[str, CaseRecord]:
             continue
         found |= {case: record for case, record in report.cases.items() if record.status == "done"}
     return found
+
+
+def _line(case: str, record: CaseRecord) -> str:
+    return json.dumps(plain({"case": case, **record.as_dict()}), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _journal(path: Path) -> Iterator[tuple[str, CaseRecord]]:
+    """Yield the records of a journal; a last line cut short by a kill is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)
+            yield (
+                str(values["case"]),
+                CaseRecord(**{key: value for key, value in values.items() if key in _FIELDS}),
+            )
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,31 @@ def predict(job, loud):
         json.dumps({"checkpoints": [str(path) for path in job.checkpoints], "loud": loud, "part": job.part})
     )
     failed = {"toy_001": "it is broken"} if os.environ.get("MEDRL_TOY_FAIL") else {}
+    if job.part[1] > 1:
+        _write_part(job)
     return Outcome(done=["toy_000"], failed=failed)
+
+
+def _write_part(job):
+    """Write the report of a part as the loop over cases does; part 2 dies if it is asked to."""
+    from medrl.core.predicting import part_name
+    from medrl.core.predicting.record import CaseRecord, PredictReport
+
+    if os.environ.get("MEDRL_TOY_KILL") == str(job.part[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    name = f"toy_{job.part[0]:03d}"
+    good = os.environ.get("MEDRL_TOY_BAD") != str(job.part[0])
+    record = CaseRecord(status="done") if good else CaseRecord(status="failed", error={"why": "it is broken"})
+    path = job.output / part_name("report.json", job.part)
+    facts = {
+        "planned": 1,
+        "max_memory_gb": job.max_memory_gb,
+        "overlap": job.overlap,
+        "continue": job.continue_,
+    }
+    PredictReport(path=path, facts=facts, cases={name: record}).write()
+    if not good:
+        raise errors.DataError(f"case {name}", why="it is broken")
 
 
 @click.command("demo")
