@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +20,7 @@ from medrl.core.errors import EXIT_OK, EXIT_PLUGIN, ConfigError, PluginError
 
 @click.command("check", short_help="Check that a plugin keeps the rules of medrl.")
 @click.argument("name", required=False, shell_complete=complete_methods())
-@click.option("--quick", is_flag=True, help="Leave out what trains and what loads torch.")
+@click.option("--quick", is_flag=True, help="Leave out what trains.")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Train on this dataset.  [default: a synthetic one]")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any config value.")
 @click.option("--keep", type=FOLDER, metavar="DIR", help="Keep what the trial runs write here.")
@@ -77,18 +80,30 @@ def _check_one(
     results = [_show(name, "loads", [], 0.0, quiet)]
     from medrl.core.testing import RULES, TRAINING_RULES, Subject, examine_rule
 
-    if not quick and not quiet:
-        screen.loading()
-    with Subject(plugin, manager, values=values, folder=keep) as subject:
+    with Subject(plugin, manager, values=values, folder=keep) as subject, _silent_runs():
         for rule in RULES:
             if quick and rule in TRAINING_RULES:
                 continue
+            if rule == "parts" and not quiet:
+                screen.loading()
             start = perf_counter()
             outcome = examine_rule(rule, subject)
             found = [{"what": item.what, "do": item.do} for item in outcome.findings]
             seconds = perf_counter() - start
             results.append(_show(name, rule, found, seconds, quiet, skipped=outcome.skipped))
     return results
+
+
+@contextmanager
+def _silent_runs() -> Iterator[None]:
+    """Hide what trial runs tell, such as that a signal stopped one as it should; ``-v`` shows it."""
+    before = logging.root.manager.disable
+    if console().verbosity < 1:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _show(

@@ -175,6 +175,10 @@ def check_geometry(subject: Subject) -> list[Finding]:
     ]
     if not outcome.done and not findings:
         findings.append(Finding("geometry", "no case was predicted", "return job.run(load) in predict"))
+    if outcome.done and not outcome.outputs:
+        findings.append(
+            Finding("geometry", "no segmentation was written", "name each in PredictOutcome.outputs")
+        )
     known = set(newest(trial.straight, subject.plugin.name).meta.get("label_names", {}).values())
     for case, path in outcome.outputs.items():
         made = read_volume(path, kind="label")

@@ -118,7 +118,7 @@ class Trial:
 
         It is stopped in its first stage, and again in its last one where there are several.
         """
-        whole = self._steps[self.straight.name]
+        whole = self._steps.get(self.straight.name, 0)
         moments = [STEPS // 2]
         if whole >= 2 * STEPS:
             moments.append(whole - STEPS // 2)
@@ -251,9 +251,9 @@ def _invoke(command: click.Command | None, job: Any) -> Any:
     """Call a command of a method as the command line does, with its own options at their defaults."""
     if command is None or command.callback is None:
         raise RuntimeFault("the command", why="it has no function")
-    own = [item for item in command.params if item.expose_value and not isinstance(item, ConfigOption)]
-    with click.Context(command) as context:
-        values = {item.name: item.get_default(context) for item in own if item.name}
+    own = [item.name for item in command.params if not isinstance(item, ConfigOption)]
+    with command.make_context(command.name, []) as context:
+        values = {name: value for name, value in context.params.items() if name in own}
         return context.invoke(command.callback, job, **values)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from medrl.core.checkpoint import find_checkpoint, load_checkpoint
@@ -173,22 +176,33 @@ def test_wrong_paths_leave_no_run_folder_behind(manager, settings, tmp_path, mak
         assert not (tmp_path / "run").exists()
 
 
-def test_a_trial_run_without_data_makes_its_own(manager, tmp_path, small):
-    """As ``medrl train rl4seg --fast-dev-run`` does; the network is a small one here."""
-    from dataclasses import replace
+def test_a_trial_run_without_data_makes_its_own(tmp_path, monkeypatch):
+    from medrl.cli.main import run as run_command_line
 
-    from medrl.core.config import Layer, nest, resolve_method
-    from medrl.core.jobs import TrainJob
-    from medrl.plugins.rl4seg import loop
-
-    values = small({"data": {"root": None}, "target": {"root": None}})
-    trial = {"train.max_steps": 2, "train.validate_every": 2, "data.root": str(tmp_path / "data")}
-    layers = [Layer("small", values), Layer("--fast-dev-run", nest(trial))]
-    resolved = resolve_method(manager, "rl4seg", layers=layers)
-    job = TrainJob(method="rl4seg", resolved=resolved, run_dir=tmp_path / "run", manager=manager)
-    loop.run(replace(job, fast_dev_run=True))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--plain", "train", "rl4seg", "--fast-dev-run", "-o", "run", "--device", "cpu"]
+    assert run_command_line([*arguments, "--set", "pairs.count=16"]) == 0
     stages = json.loads((tmp_path / "run" / "stages.json").read_text())["stages"]
     assert len(stages) == 7
     assert {record["state"] for record in stages.values()} == {"done"}
     ppo = load_checkpoint(find_checkpoint(tmp_path / "run" / "stages" / "06_ppo_1", "last"))
     assert ppo.meta["step"] == 2
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"] == {"name": "rl4seg.unet_small", "channels": [4, 8]}
+    assert config["pairs"]["count"] == 16
+    assert Path(config["data"]["root"]).name == "source"
+    assert Path(config["target"]["root"]).name == "target"
+    assert not Path(config["data"]["root"]).exists()
+
+
+def test_a_trial_run_of_a_preset_takes_the_data_of_the_trial_and_keeps_the_sizes_of_the_preset(
+    manager, tmp_path
+):
+    from medrl.cli.train import write_synthetic
+    from medrl.core.config import resolve_method
+
+    config = resolve_method(manager, "rl4seg").config
+    call = SimpleNamespace(manager=manager, method="rl4seg", shared={"preset": "small", "config": None})
+    found = write_synthetic(call, config, tmp_path / "data")
+    assert set(found) == {"data.root", "data.layout", "target.root", "target.layout"}
+    assert (Path(found["target.root"]) / "imagesTs").is_dir()
