@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,9 +27,13 @@ SHARED_MEMORY = 512 * 2**20
 """Bytes of /dev/shm below which data-loader workers run into trouble with 3D images."""
 OPEN_FILES = 4096
 FREE_DISK = 5 * 2**30
+FREE_MEMORY = 2 * 2**30
+TOOL_S = 15.0
+PING = "scontrol ping"
 EXTRAS = {
     "io": ("h5py", "pydicom", "ismrmrd"),
     "log": ("tensorboard",),
+    "slurm": ("submitit",),
     "export": ("safetensors", "onnx", "onnxscript", "onnxruntime"),
 }
 
@@ -53,7 +58,7 @@ class Finding:
 @json_option()
 @click.pass_context
 def doctor(ctx: click.Context, strict: bool, as_json: bool) -> int:
-    """Check Python, packages, accelerators, ranks, shared memory, limits, folders and plugins.
+    """Check Python, packages, accelerators, ranks, Slurm, memory, limits, folders and plugins.
 
     The exit code is 1 if there is a problem; with --strict also if something is limited.
     """
@@ -104,6 +109,9 @@ def examinations(ctx: click.Context) -> list[tuple[str, Callable[[], Iterator[Fi
         ("packages", packages),
         ("accelerators", accelerators),
         ("ranks", ranks),
+        ("launcher", launcher),
+        ("slurm", slurm),
+        ("memory", memory),
         ("shared memory", shared_memory),
         ("open files", open_files),
         ("folders", folders),
@@ -256,6 +264,79 @@ def ranks() -> Iterator[Finding]:
     yield Finding("ranks", f"gloo{nccl}: --devices N works")
     if torch.cuda.device_count() > 1 and not distributed.is_nccl_available():
         yield Finding("ranks", "several GPUs and no NCCL", BAD, "pip install --force-reinstall torch")
+
+
+def launcher() -> Iterator[Finding]:
+    """Tell which rank of how many this process is, and who says so."""
+    from medrl.core.runtime.ranks import detect_ranks
+
+    try:
+        place = detect_ranks()
+    except MedrlError as error:
+        yield Finding("launcher", f"{error.what}: {error.why}", BAD, error.do)
+        return
+    if place.launcher:
+        text = f"rank {place.rank} of {place.world_size}, local rank {place.local_rank}, started by"
+        yield Finding("launcher", f"{text} {place.launcher}")
+    else:
+        yield Finding("launcher", "one process; torchrun, srun or --devices N start more")
+
+
+def slurm() -> Iterator[Finding]:
+    """Examine whether Slurm is there and answers."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if job:
+        again = os.environ.get("SLURM_RESTART_COUNT", "")
+        text = f"inside job {job}" + (f", started again {again} times" if again else "")
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+        yield Finding("slurm", f"{text}, on {nodes}" if nodes else text)
+    missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
+    if len(missing) == 3:
+        yield Finding("slurm", "not here: --executor local")
+        return
+    if missing:
+        yield Finding("slurm", f"{', '.join(missing)} missing", NOTE, "ask the administrator of this cluster")
+        return
+    try:
+        version = _squeue("--version").stdout.strip() or "of unknown version"
+        state = _squeue("--noheader", f"--user={os.getuid()}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding("slurm", f"its commands do not answer: {_first(error)}", NOTE, "scontrol ping")
+        return
+    if state.returncode:
+        why = (state.stderr.strip().splitlines() or ["no reason given"])[0]
+        yield Finding("slurm", f"{version} is installed, its controller does not answer: {why}", NOTE, PING)
+        return
+    jobs = len(state.stdout.splitlines())
+    yield Finding("slurm", f"{version} answers; {counted(jobs, 'job')} of yours in the queue")
+    if not _installed("submitit"):
+        yield Finding("slurm", "--executor slurm needs submitit", NOTE, "pip install 'medrl[slurm]'")
+
+
+def _squeue(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - Slurm's own tool
+        [shutil.which("squeue") or "squeue", *words],
+        capture_output=True,
+        text=True,
+        timeout=TOOL_S,
+        check=False,
+    )
+
+
+def memory() -> Iterator[Finding]:
+    """Tell how much memory is free, for --jobs and --max-memory."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        total, free = (
+            int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+            for name in ("MemTotal", "MemAvailable")
+        )
+    except (OSError, TypeError):
+        yield Finding("memory", "this system does not tell")
+        return
+    state = NOTE if free < FREE_MEMORY else GOOD
+    do = "fewer --jobs and --workers, or predict with --max-memory" if state == NOTE else ""
+    yield Finding("memory", f"{size(free)} of {size(total)} free", state, do)
 
 
 def shared_memory() -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from medrl.core.errors import ConfigError
 from medrl.core.types import Case
@@ -86,7 +87,7 @@ def grid_of(path: Path) -> tuple[int, ...]:
         if suffix in (".mha", ".mhd", ".nrrd"):
             import SimpleITK as sitk
 
-            reader = sitk.ImageFileReader()
+            reader: Any = cast(Any, sitk).ImageFileReader()
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
             return tuple(int(size) for size in reader.GetSize())
