@@ -6,7 +6,7 @@ The scorer is frozen and windows lie on a lattice, so that a score is a number t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +27,9 @@ VERSION = "1"
 class ScoreTable:
     """Scores of windows, looked up by volume and corner.
 
-    A scorer with a dense form fills the table of a volume at once; any other scores the windows that are
-    asked for, those of all episodes and volumes in one batch, each of them once.
+    A scorer with a dense form fills the table of a volume at once. Any other scores the windows that are
+    asked for, each of them once, those of all episodes in one batch; if its scores follow from the contents
+    of windows alone (it says so as ``local``), those of all volumes too.
 
     Args:
         volumes: N of ``(X, Y, Z)`` float32; sizes may differ.
@@ -94,6 +95,11 @@ class ScoreTable:
 
     def __len__(self) -> int:
         return len(self.volumes)
+
+    @property
+    def fills(self) -> bool:
+        """Whether all windows of a volume are scored at once, at little more than the cost of one."""
+        return self.scorer.has_dense or callable(getattr(self.scorer, "lattice", None))
 
     # -- looking up --------------------------------------------------------------------------------
 
@@ -203,7 +209,7 @@ class ScoreTable:
                 if stored is not None:
                     self._part(index).copy_(stored)
             own = own[self._values[own].isnan()]
-            if len(own) and self.scorer.has_dense:
+            if len(own) and self.fills:
                 self._fill_at_once(index)
                 case, where = case[case != index], where[case != index]
         todo = where.unique()
@@ -213,36 +219,52 @@ class ScoreTable:
 
     def _fill_at_once(self, index: int) -> None:
         """Score a volume through the dense form."""
-        lattice = self.lattices[index]
-        if self.scales == (1.0,):
-            found = self.scorer.windows(self.volumes[index], lattice.corners(self.device), self.window)
+        lattice, volume = self.lattices[index], self.volumes[index]
+        if self.scales != (1.0,):
+            found = self.scaled(index, self.scales)
+        elif self.scorer.has_dense:
+            found = self.scorer.windows(volume, lattice.corners(self.device), self.window)
         else:
-            found = self.scaled(index, self.scales).flatten()
-        self._put(index, torch.arange(lattice.size, device=self.device), found)
+            whole: Callable[..., Tensor] = self.scorer.lattice  # type: ignore[attr-defined]
+            found = whole(volume, self.window, self.stride, lattice.offset)
+        self._put(index, torch.arange(lattice.size, device=self.device), found.flatten())
         self.scored += lattice.size
         self._dirty[index] = True
         self.flush()
 
     def _score(self, todo: Tensor) -> None:
-        """Score windows of any volumes together: their contents stand behind each other in one volume."""
+        """Score windows, those of all volumes together where the scorer sees nothing else of them."""
         owner = torch.searchsorted(self.lattices.base, todo, right=True) - 1
-        wx, wy, wz = self.window
-        for flat, of in zip(todo.split(self.batch), owner.split(self.batch), strict=True):
-            pieces = []
-            for index in of.unique().tolist():
-                inside = flat[of == index] - self.lattices.base[index]
-                lattice = self.lattices[index]
-                corners = lattice.corner(lattice.unflat(inside))
-                pieces += [
-                    self.volumes[index][x : x + wx, y : y + wy, z : z + wz] for x, y, z in corners.tolist()
-                ]
-            line = torch.zeros(len(pieces), 3, dtype=torch.int64, device=self.device)
-            line[:, 0] = torch.arange(len(pieces), device=self.device) * wx
-            found = self.scorer.windows(torch.cat(pieces), line, self.window)
-            for index in of.unique().tolist():
-                self._put(index, flat[of == index] - self.lattices.base[index], found[of == index])
+        if not getattr(self.scorer, "local", False):
+            for index in owner.unique().tolist():
+                for flat in todo[owner == index].split(self.batch):
+                    inside = flat - self.lattices.base[index]
+                    corners = self._corners(index, inside)
+                    self._put(index, inside, self.scorer.windows(self.volumes[index], corners, self.window))
                 self._dirty[index] = True
-            self.scored += len(flat)
+        else:
+            for flat, of in zip(todo.split(self.batch), owner.split(self.batch), strict=True):
+                self._score_together(flat, of)
+        self.scored += len(todo)
+
+    def _score_together(self, flat: Tensor, owner: Tensor) -> None:
+        """Score windows of several volumes, put behind each other as one volume."""
+        wx, wy, wz = self.window
+        pieces = []
+        for index in owner.unique().tolist():
+            corners = self._corners(index, flat[owner == index] - self.lattices.base[index])
+            volume = self.volumes[index]
+            pieces += [volume[x : x + wx, y : y + wy, z : z + wz] for x, y, z in corners.tolist()]
+        line = torch.zeros(len(pieces), 3, dtype=torch.int64, device=self.device)
+        line[:, 0] = torch.arange(len(pieces), device=self.device) * wx
+        found = self.scorer.windows(torch.cat(pieces), line, self.window)
+        for index in owner.unique().tolist():
+            self._put(index, flat[owner == index] - self.lattices.base[index], found[owner == index])
+            self._dirty[index] = True
+
+    def _corners(self, index: int, inside: Tensor) -> Tensor:
+        lattice = self.lattices[index]
+        return lattice.corner(lattice.unflat(inside))
 
     def _put(self, index: int, inside: Tensor, found: Tensor) -> None:
         values = found.detach().to(self.device, torch.float32)

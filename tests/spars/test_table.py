@@ -45,6 +45,36 @@ def test_windows_asked_for_several_times_are_scored_once_and_together(make_table
     assert scorer.sizes == [different]
 
 
+def test_a_scorer_that_sees_more_than_windows_is_given_whole_volumes(make_table, fakes):
+    class Wide(fakes.LazyScorer):
+        local = False
+
+        def windows(self, volume, corners, window):
+            assert volume.shape == (24, 24, 16)
+            return super().windows(volume, corners, window)
+
+    table, other = make_table(scorer=Wide(), batch=7), make_table(scorer=fakes.LazyScorer())
+    case, node = asked(table, 60)
+    assert torch.allclose(table.at(case, node), other.at(case, node), atol=1e-6)
+    assert max(table.scorer.sizes) == 7
+    assert table.scored == other.scored
+
+
+def test_a_network_with_a_dense_pass_fills_a_volume_at_once(make_table, fakes):
+    class Passing(fakes.LazyScorer):
+        def lattice(self, volume, window, stride, offset):
+            assert (window, stride, offset) == ((8, 8, 8), (4, 4, 4), (0, 0, 0))
+            corners = fakes.Lattice.of(volume.shape, window, stride).corners()
+            return self.windows(volume, corners, window).view(5, 5, 3)
+
+    table = make_table(scorer=Passing())
+    assert table.fills
+    table.at(torch.tensor([1]), torch.tensor([[1, 2, 1]]))
+    assert (table.scored, table.scorer.calls) == (75, 1)
+    assert torch.equal(table.full(1), make_table(scorer=fakes.LazyScorer(), batch=100).full(1))
+    assert not make_table(scorer=fakes.LazyScorer()).fills
+
+
 def test_a_dense_scorer_fills_a_volume_at_once(make_table):
     table = make_table()
     case, node = torch.tensor([1, 1, 1]), torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 0]])
