@@ -43,7 +43,14 @@ def test_a_project_that_names_its_plugin_gets_one_test_for_each_rule(write_plugi
     assert done.returncode == 0, done.stdout
     lines = [line.split(" ")[0:3] for line in done.stdout.splitlines() if "medrl::healthy::" in line]
     assert len(lines) == len(QUICK)
-    assert f"{len(QUICK)} passed" in done.stdout
+    assert f"2 passed, {len(QUICK) - 2} skipped" in done.stdout
+
+
+def test_a_rule_that_does_not_apply_is_skipped_with_its_reason(write_plugin, run):
+    write_plugin("healthy")
+    done = run("--medrl-plugin", "healthy", "--medrl-quick", "-rs")
+    for reason in ("it registers no parts", "it registers no commands", "it has no config model"):
+        assert reason in done.stdout
 
 
 def test_a_broken_rule_fails_with_what_and_do_and_without_a_traceback(write_plugin, run):
@@ -53,7 +60,7 @@ def test_a_broken_rule_fails_with_what_and_do_and_without_a_traceback(write_plug
     assert "imports numpy" in done.stdout
     assert "do: import them inside the functions that use them" in done.stdout
     assert "Traceback" not in done.stdout
-    assert f"1 failed, {len(QUICK) - 1} passed" in done.stdout
+    assert f"1 failed, 1 passed, {len(QUICK) - 2} skipped" in done.stdout
 
 
 def test_a_plugin_that_does_not_load_fails_with_its_reason(write_plugin, run):
@@ -68,7 +75,7 @@ def test_rules_are_chosen_by_their_name(write_plugin, run):
     write_plugin("healthy")
     done = run("--medrl-plugin", "healthy", "-k", "config or learning")
     assert done.returncode == 0, done.stdout
-    assert f"2 passed, {len(RULES) - 1} deselected" in done.stdout
+    assert f"2 skipped, {len(RULES) - 1} deselected" in done.stdout
 
 
 def test_a_project_that_names_no_plugin_gets_no_test(run):

@@ -10,7 +10,7 @@ import pytest
 
 from medrl.cli.templates import write_project
 from medrl.core.manager import PluginManager
-from medrl.core.testing import RULES, Subject, check_plugin, check_rule
+from medrl.core.testing import RULES, Subject, check_plugin, check_rule, examine_rule
 
 _numbers = itertools.count()
 
@@ -79,6 +79,30 @@ def test_a_loss_that_is_not_finite_is_found_with_the_words_of_the_runtime(projec
     name = project(("losses.py", "return -(log_p", "return float('nan') * -(log_p"))
     (found,) = broken(name, "learning")
     assert found.what.startswith("it could not be checked: non-finite loss 3 times in a row")
+
+
+def test_a_run_that_fails_is_told_once_and_the_rules_that_need_it_say_so(project):
+    name = project(("losses.py", "return -(log_p", "return 1 / 0 * -(log_p"))
+    manager = PluginManager.create()
+    with Subject(manager.load(name), manager) as subject:
+        (found,) = examine_rule("learning", subject).findings
+        assert found.what == "it could not be checked: ZeroDivisionError: division by zero"
+        for rule in ("checkpoint", "resume", "ranks", "geometry"):
+            outcome = examine_rule(rule, subject)
+            assert (outcome.findings, outcome.skipped) == ([], "its training run failed, as said above")
+
+
+def test_a_rule_that_does_not_apply_says_why(project):
+    name = project(
+        ("plugin.py", '    registry.add("threshold"', '    return\n    registry.add("threshold"'),
+        ("plugin.py", '    commands.predict(', '    return\n    commands.predict('),
+    )  # fmt: skip
+    manager = PluginManager.create()
+    with Subject(manager.load(name), manager) as subject:
+        assert examine_rule("environments", subject).skipped == "it registers no environment"
+        assert examine_rule("geometry", subject).skipped == "it has no predict command"
+        subject.plugin.commands._recorder.main.clear()
+        assert examine_rule("learning", subject).skipped == "it has no train command"
 
 
 def test_weights_that_no_seed_decides_are_found(project):
