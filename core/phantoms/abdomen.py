@@ -30,6 +30,8 @@ _VERSION = 1
 _SMALLEST = (16, 16, 8)
 _AIR, _BODY, _SPLEEN, _SPINE = -1000.0, 20.0, 105.0, 220.0
 _LIVER = (100.0, 120.0)
+_INSIDE = 0.5
+"""Least distance of a centre from the surface of what it lies in, in radii."""
 _SMOOTH = 0.15
 """Scale of the bias field, as a part of each axis."""
 
@@ -96,17 +98,17 @@ def draw(
     tumour = np.zeros(scene.shape, dtype=np.bool_)
     for _ in range(count):
         radius = float(rng.uniform(*scene.radius))
-        # Small tumours may lie anywhere inside; large ones reach the surface and end there.
-        ball = _ball(rng, scene.shape, _place(rng, deep, min(radius, 0.5 * float(deep.max()))), radius)
+        # Many reach the surface of the liver and end there, where dark tissue is as near as bright liver.
+        ball = _ball(rng, scene.shape, _place(rng, deep, _INSIDE * radius), radius)
         ball &= liver & ~tumour
         image[ball] = rng.uniform(*scene.tumour_hu)
         tumour |= ball
 
-    # Distractors touch neither liver, spleen, spine nor skin, so that only what is around them tells.
+    # Distractors end one voxel before liver, spleen, spine and skin; only what is around them tells.
     space = ndimage.distance_transform_edt(body & ~liver & ~spleen & ~spine)
     for _ in range(int(rng.integers(scene.distractors[0], scene.distractors[1] + 1))):
         radius = float(rng.uniform(*scene.radius))
-        ball = _ball(rng, scene.shape, _place(rng, space, min(radius, 0.8 * float(space.max()))), radius)
+        ball = _ball(rng, scene.shape, _place(rng, space, _INSIDE * radius), radius)
         ball &= space > 1.0
         image[ball] = rng.uniform(*scene.tumour_hu)
 

@@ -24,6 +24,7 @@ from .boxsum import integral, window_means
 from .mil.features import cell_features, to_voxels
 from .mil.gate import gated
 from .mil.maps import CellNetwork, ClusterMap, map_of
+from .mil.windows import cut
 from .models.compact import MARGIN, STRIDE, CompactNet, check_window
 from .models.faithful import INPUT, FaithfulNet, FusedFaithfulNet
 
@@ -299,6 +300,17 @@ class CompactScorer(ScorerModule):
         """Scores of logits ``(..., 2)``."""
         return torch.softmax(logits.float() / self.temperature, dim=-1)[..., _PRESENT]
 
+    def window_logits(self, volume: Tensor, corners: Tensor, window: Size) -> Tensor:
+        """Logits ``(M, 2)`` of windows, with gradients, for training.
+
+        Beyond the border of the volume there are zeros in the image, and not in every layer as in scoring.
+        """
+        cells = check_window(window)
+        first = MARGIN // STRIDE
+        maps = self.network.cells(cut(volume, corners, window, margin=MARGIN)[:, None])
+        inner = maps[:, :, first : first + cells[0], first : first + cells[1], first : first + cells[2]]
+        return inner.float().mean(dim=(2, 3, 4))
+
     @torch.no_grad()
     def lattice(self, volume: Tensor, window: Size, stride: Size, offset: Size = (0, 0, 0)) -> Tensor:
         """Scores ``(Lx, Ly, Lz)`` of all windows with corners ``offset + stride * n``, from one dense pass.
@@ -323,9 +335,7 @@ class CompactScorer(ScorerModule):
             for rows, low, high in _crops(corners, window, volume.shape):
                 for part in rows.split(self.batch):
                     first = corners[part] - torch.tensor(low)
-                    crops = _cut(
-                        volume, first, [a + w + b for a, w, b in zip(low, window, high, strict=True)]
-                    )
+                    crops = cut(volume, first, [a + w + b for a, w, b in zip(low, window, high, strict=True)])
                     maps = self.network.cells(crops[:, None])
                     at = [value // STRIDE for value in low]
                     inner = maps[
@@ -372,10 +382,12 @@ class FaithfulScorer(ScorerModule):
 
     Attributes:
         temperature: Logits are divided by it.
+        local: A score follows from the contents of its window alone.
     """
 
     kind = "faithful"
     has_dense = False
+    local: ClassVar[bool] = True
     temperature: Tensor
 
     def __init__(
@@ -398,6 +410,11 @@ class FaithfulScorer(ScorerModule):
         """Plain values; see `Scorer`."""
         return {**super().settings(), "enlarge": list(self.enlarge)}
 
+    def window_logits(self, volume: Tensor, corners: Tensor, window: Size) -> Tensor:
+        """Logits ``(M, 2)`` of windows, with gradients, for training."""
+        found: Tensor = self.network(self.enlarged(cut(volume, corners, window)))
+        return found
+
     def enlarged(self, crops: Tensor) -> Tensor:
         """Crops ``(M, X, Y, Z)`` as the network takes them, ``(M, 1, *enlarge)``."""
         if tuple(crops.shape[1:]) == self.enlarge:
@@ -410,7 +427,7 @@ class FaithfulScorer(ScorerModule):
         volume = volume.to(self.device, torch.float32)
         fused = FusedFaithfulNet(self.network, self.dtype)
         parts = [
-            torch.softmax(fused(self.enlarged(_cut(volume, part, window))) / self.temperature, dim=1)
+            torch.softmax(fused(self.enlarged(cut(volume, part, window))) / self.temperature, dim=1)
             for part in corners.cpu().split(self.batch)
         ]
         return torch.cat(parts)[:, _PRESENT] if parts else torch.empty(0, device=self.device)
@@ -517,12 +534,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def _size(values: Sequence[int]) -> Size:
     x, y, z = (int(value) for value in values)
     return x, y, z
-
-
-def _cut(volume: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
-    """Crops ``(M, *size)`` at minimum corners ``(M, 3)``."""
-    dx, dy, dz = (int(value) for value in size)
-    return torch.stack([volume[x : x + dx, y : y + dy, z : z + dz] for x, y, z in corners.tolist()])
 
 
 def _crops(
