@@ -16,7 +16,7 @@ class HuntDataConfig(DataConfig):
 
     presence: Path | None = Field(default=None, json_schema_extra=MachineField)
     """CSV file with the columns `case_id` and `label` (1: the volume holds what is looked for, 0: it does
-    not); null takes `presence.csv` in the dataset folder. The original has none: it takes labels from masks."""
+    not); null takes `presence.csv` in the dataset folder. The original has none: it takes masks."""
     target: tuple[str, ...] = ("tumour", "tumor", "lesion", "cancer")
     """Names of labels of the masks that count as what is looked for; the first that the dataset has. Masks
     are opened for evaluation, and in training only with `classifier.label_source` crop. A number in quotes

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from medrl.core.metrics import auroc, hd95
 
-from .aggregate import dice, dice_bound, segment
+from .aggregate import dice, dice_bound
+from .maps import segment_with
+from .painting import visit_count
 from .play_config import MapConfig
 
 METRICS: Mapping[str, str] = {
@@ -26,6 +26,9 @@ METRICS: Mapping[str, str] = {
     "covered": "lesion voxels inside visited windows",
     "false_positive": "volumes without a lesion in which something is marked",
 }
+
+WANTED = 0.45
+"""The threshold of the findings, to which image labels that cannot decide leave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,20 +184,20 @@ class Threshold:
 def choose_by_images(
     maps: Sequence[Tensor], presence: Sequence[bool], cfg: MapConfig, thresholds: Sequence[float]
 ) -> Threshold:
-    """Choose from image labels alone: fewest wrong volumes; of equals the one nearest the middle of their run.
+    """Choose from image labels alone: fewest wrong volumes, and of equals the middle of their run.
 
     A volume counts as positive where its mask holds anything. Where many thresholds tell all volumes apart,
-    image labels say nothing more; the middle of the longest run of the best, nearest to `MapConfig.threshold`
-    among equals, keeps the largest distance from errors on both sides.
+    image labels say nothing more; the middle of the longest run of the best keeps the largest distance from
+    errors on both sides, and of two middles the one nearer to `WANTED` is taken.
     """
     worth: dict[float, float] = {}
     for threshold in sorted(thresholds):
         wrong = [
-            bool(segment_at(one, threshold, cfg).any()) != bool(label)
+            bool(segment_with(one, threshold, cfg).any()) != bool(label)
             for one, label in zip(maps, presence, strict=True)
         ]
         worth[threshold] = -float(np.mean(wrong)) if wrong else 0.0
-    return Threshold(value=_middle(worth, cfg.threshold), by="image", worth=worth)
+    return Threshold(value=_middle(worth, WANTED), by="image", worth=worth)
 
 
 def choose_by_masks(
@@ -204,7 +207,7 @@ def choose_by_masks(
     worth: dict[float, float] = {}
     for threshold in sorted(thresholds):
         values = [
-            float(dice(segment_at(one, threshold, cfg), truth))
+            float(dice(segment_with(one, threshold, cfg), truth))
             for one, truth in zip(maps, truths, strict=True)
             if bool(truth.any())
         ]
@@ -212,30 +215,9 @@ def choose_by_masks(
     return Threshold(value=max(worth, key=lambda key: worth[key]), by="mask", worth=worth)
 
 
-def segment_at(score_map: Tensor, threshold: float, cfg: MapConfig, organ: Tensor | None = None) -> Tensor:
-    """The mask of a map at a threshold, with the rest of the settings."""
-    return segment(
-        score_map,
-        threshold=threshold,
-        normalise=cfg.normalise,
-        floor=cfg.floor,
-        min_voxels=cfg.min_voxels,
-        largest=cfg.largest,
-        organ=organ,
-    )
-
-
 def window_mask(shape: Sequence[int], corners: Tensor, window: Sequence[int]) -> Tensor:
     """``(X, Y, Z)`` bool: inside any of the windows at ``(M, 3)`` minimum corners."""
-    from .painting import visited
-
-    return visited(tuple(int(size) for size in shape), tuple(int(size) for size in window), corners)
-
-
-def with_ones(numbers: NDArray[Any] | Tensor) -> Tensor:
-    """A label map as ``(X, Y, Z)`` bool."""
-    found = torch.as_tensor(np.asarray(numbers))
-    return found > 0
+    return visit_count(shape, window, corners) > 0
 
 
 # -- private -----------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ class WarmConfig(Block):
     """Imitation before self-play, on training volumes."""
 
     kind: Literal["planned", "multiscale", "greedy", "none"] = "planned"
-    """Whom to imitate: the exact plan by value iteration on the table of scores of each training volume; greedy
-    look-ahead for scores of several sizes, or for the score alone; `none` starts from scratch (original)."""
+    """Whom to imitate: the exact plan by value iteration on the table of scores of each training volume;
+    greedy look-ahead for scores of several sizes, or for the score alone; `none`: nobody (original)."""
     gamma: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Discount of the plan."""
     steps: int = Field(default=300, ge=1)

@@ -20,7 +20,7 @@ def medrl_plugin_info() -> PluginInfo:
         license="Apache-2.0",
         config=f"{_HERE}.config:SparsConfig",
         networks=f"{_HERE}.exporting:networks",
-        trial=f"{_HERE}.playing:write_trial",
+        trial=f"{_HERE}.trial:write_trial",
     )
 
 
@@ -37,8 +37,8 @@ def medrl_register_agents(registry: Any) -> None:
     """Register the policies of windows."""
     agent = f"{_HERE}.agent"
     registry.add("compact", f"{agent}:CompactAgent", summary="features of each volume made once; fast")
-    registry.add("cnn", f"{agent}:CnnAgent", summary="3D convolutions over the volume and the window")
-    registry.add("mlp", f"{agent}:MlpAgent", summary="two layers of 64 on the window (original)")
+    registry.add("cnn", f"{agent}:ConvAgent", summary="3D convolutions over the volume and the window")
+    registry.add("mlp", f"{agent}:FaithfulAgent", summary="two layers of 64 on the window (original)")
 
 
 @hookimpl
@@ -57,8 +57,8 @@ def medrl_register_datasets(registry: Any) -> None:
 def medrl_register_rewards(registry: Any) -> None:
     """Register what a move is paid."""
     add, rewards = registry.add, f"{_HERE}.rewards"
-    add("sign", f"{rewards}:sign_reward", summary="sign of the difference of scores (SPARS)")
-    add("shaped", f"{rewards}:shaped_reward", summary="the sign, and what the score gained by the move")
+    add("sign", f"{rewards}:sign", summary="sign of the difference of scores (SPARS)")
+    add("shaped", f"{rewards}:shaped", summary="the sign, and what the score gained by the move")
 
 
 @hookimpl
