@@ -9,6 +9,10 @@ import torch
 
 from medrl.core.rl.env import GymnasiumAdapter, Observation
 from medrl.plugins.spars.env import HuntEnv
+from medrl.plugins.spars.playing import hunt
+
+GYM_ID = "medrl/SparsHunt-v0"
+"""Its name in gymnasium; ``gymnasium.make("medrl.plugins.spars.gym_env:medrl/SparsHunt-v0")`` finds it."""
 
 
 class HuntGym(GymnasiumAdapter):
@@ -33,3 +37,11 @@ class HuntGym(GymnasiumAdapter):
         if isinstance(observation, torch.Tensor):
             return super()._observe(observation)
         return super()._observe({name: value for name, value in observation.items() if name != "case"})
+
+
+def make_hunt(**settings: Any) -> HuntGym:
+    """One game on drawn volumes, with the view; settings as of `hunt`."""
+    return HuntGym(hunt(**{"view": True, **settings, "num_envs": 1}))
+
+
+gymnasium.register(id=GYM_ID, entry_point=f"{__name__}:make_hunt")

@@ -88,7 +88,7 @@ def as_original(visits: Visits, tau: float | None) -> Visits:
     scores = visits.scores[second]
     keep = torch.ones_like(scores, dtype=torch.bool)
     if tau is not None:
-        lost = visits.episode[visits.scores > tau].unique()
+        lost = torch.unique(visits.episode[visits.scores > tau])
         keep = ~torch.isin(visits.episode[first], lost)
     return replace(
         visits,

@@ -109,7 +109,7 @@ class Observer:
         if not len(self._glimpses):
             self._glimpses = torch.empty(self.lattices.total, GLIMPSE, dtype=self.dtype, device=self.device)
         if not bool(self._made.all()):
-            for index in case.unique().tolist():
+            for index in torch.unique(case).tolist():
                 self._prepare(index)
         return self._glimpses[self.lattices.flat(case, node)].float()
 
@@ -186,7 +186,8 @@ def _boxes(sums: Tensor, lattice: Lattice, scale: float) -> Tensor:
         edges = (centre.unsqueeze(1) + fine * window * scale).round().long().clamp(0, most)
         length = edges.diff(dim=1)
         taken = found.index_select(axis * 2, edges.flatten())
-        found = taken.unflatten(axis * 2, tuple(edges.shape)).diff(dim=axis * 2 + 1)
+        shape = [*taken.shape[: axis * 2], *edges.shape, *taken.shape[axis * 2 + 1 :]]
+        found = taken.view(shape).diff(dim=axis * 2 + 1)
         view = [1] * 6
         view[axis * 2], view[axis * 2 + 1] = length.shape
         voxels = voxels * length.double().view(view)

@@ -136,7 +136,7 @@ class Opponents:
             return torch.zeros_like(assigned)
         observation, masks, noise = env.observation(1), env.action_masks(1), env.noise(1)
         actions = torch.zeros_like(assigned)
-        for number in assigned.unique().tolist():
+        for number in torch.unique(assigned).tolist():
             own = torch.nonzero(assigned == number).flatten()
             agent = self.learner if number == LIVE else self.member(number)
             seen = self.observer.seen({name: value[own] for name, value in observation.items()}, agent.needs)
@@ -149,7 +149,7 @@ class Opponents:
         """Count steps won, drawn and lost, from the scores ``(E, 2)`` of one step."""
         sign = torch.sign(scores[:, 0] - scores[:, 1]).cpu()
         assigned = self.assigned(env)
-        for number in assigned.unique().tolist():
+        for number in torch.unique(assigned).tolist():
             own = sign[assigned == number]
             found = self.results.setdefault(number, [0, 0, 0])
             for place, value in enumerate((1.0, 0.0, -1.0)):

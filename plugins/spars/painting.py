@@ -127,7 +127,7 @@ def nested(
             f"map.fine {list(fine.window)}", why=f"it does not fit in the window {list(lattice.window)}"
         )
     # A fine corner c is inside the window at C where C <= c <= C + w - f: a box of corners.
-    seen = visit_count(lattice.shape, room, corners.unique(dim=0)) > 0
+    seen = visit_count(lattice.shape, room, torch.unique(corners, dim=0)) > 0
     inside = fine.corners(corners.device)
     inside = inside[seen[inside[:, 0], inside[:, 1], inside[:, 2]]]
     values = scores.flatten()[fine.flat(fine.node(inside))]

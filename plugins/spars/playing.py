@@ -14,6 +14,7 @@ from medrl.core.errors import ConfigError
 
 from .boxsum import integral, window_means
 from .env import HuntEnv
+from .lattice import Size
 from .rewards import DifferenceReward, Reward, ShapedReward, SignReward
 from .table import ScoreTable
 
@@ -36,7 +37,7 @@ class BrightScorer:
         """1 where a voxel is above the level ``(X, Y, Z)`` float32."""
         return (volume > self.level).float()
 
-    def windows(self, volume: Tensor, corners: Tensor, window: Sequence[int]) -> Tensor:
+    def windows(self, volume: Tensor, corners: Tensor, window: Size) -> Tensor:
         """Parts of windows above the level ``(M,)``."""
         return window_means(integral(self.dense(volume)), corners, window)
 

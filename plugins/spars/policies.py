@@ -56,7 +56,7 @@ class Visits:
         if int(self.episode[0]) < 0:
             return self.corners[self.scores.argmax().view(1)]
         walker = self.episode * 2 + self.agent
-        last = [torch.nonzero(walker == number).flatten()[-1] for number in walker.unique().tolist()]
+        last = [torch.nonzero(walker == number).flatten()[-1] for number in torch.unique(walker).tolist()]
         return self.corners[torch.stack(last)]
 
 
@@ -315,7 +315,7 @@ class _Part:
 
 
 def _different(parts: list[_Part]) -> int:
-    return len(torch.cat([part.scored for part in parts]).unique())
+    return len(torch.unique(torch.cat([part.scored for part in parts])))
 
 
 def _joined(table: ScoreTable, index: int, parts: list[_Part], budget: int | None) -> Visits:
@@ -325,7 +325,7 @@ def _joined(table: ScoreTable, index: int, parts: list[_Part], budget: int | Non
     nodes = torch.cat([part.nodes.flatten(0, 2) for part in parts])
     episode, step, agent = (torch.cat(items) for items in zip(*(_numbers(p) for p in parts), strict=True))
     # How many different windows were scored up to each one.
-    _, inverse = scored.unique(return_inverse=True)
+    _, inverse = torch.unique(scored, return_inverse=True)
     place = torch.arange(len(scored), device=scored.device)
     earliest = torch.full((int(inverse.max()) + 1,), len(scored), device=scored.device)
     earliest.scatter_reduce_(0, inverse, place, "amin")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,35 @@ from medrl.core.errors import ConfigError, RuntimeFault
 from medrl.plugins.spars.boxsum import integral, lattice_means, scaled_window
 from medrl.plugins.spars.lattice import Lattice, Lattices, Size, Start, triple
 
-if TYPE_CHECKING:
-    from medrl.plugins.spars.scoring import Scorer
-
 VERSION = "1"
 """Of what tables on disk hold."""
+
+
+class WindowScorer(Protocol):
+    """What a table asks of a classifier; see `medrl.plugins.spars.scoring.Scorer`."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in the config."""
+        ...
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether there is a map of voxels."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of weights and settings."""
+        ...
+
+    def dense(self, volume: Tensor) -> Tensor:
+        """Map ``(X, Y, Z)`` of a volume."""
+        ...
+
+    def windows(self, volume: Tensor, corners: Tensor, window: Size) -> Tensor:
+        """Scores ``(M,)`` of windows with corners ``(M, 3)``."""
+        ...
 
 
 class ScoreTable:
@@ -54,7 +78,7 @@ class ScoreTable:
     def __init__(
         self,
         volumes: Sequence[Tensor],
-        scorer: Scorer,
+        scorer: WindowScorer,
         *,
         window: Sequence[int],
         stride: Sequence[int] | int = 4,
@@ -201,8 +225,8 @@ class ScoreTable:
     @torch.no_grad()
     def _make(self, case: Tensor, where: Tensor) -> None:
         """Score windows by their flat numbers, each once; first look on disk."""
-        for index in case.unique().tolist():
-            own = where[case == index].unique()
+        for index in torch.unique(case).tolist():
+            own = torch.unique(where[case == index])
             if not bool(self._opened[index]):
                 self._opened[index] = True
                 stored = self._stored(index)
@@ -212,7 +236,7 @@ class ScoreTable:
             if len(own) and self.fills:
                 self._fill_at_once(index)
                 case, where = case[case != index], where[case != index]
-        todo = where.unique()
+        todo = torch.unique(where)
         todo = todo[self._values[todo].isnan()]
         if len(todo):
             self._score(todo)
@@ -236,14 +260,14 @@ class ScoreTable:
         """Score windows, those of all volumes together where the scorer sees nothing else of them."""
         owner = torch.searchsorted(self.lattices.base, todo, right=True) - 1
         if not getattr(self.scorer, "local", False):
-            for index in owner.unique().tolist():
-                for flat in todo[owner == index].split(self.batch):
+            for index in torch.unique(owner).tolist():
+                for flat in torch.split(todo[owner == index], self.batch):
                     inside = flat - self.lattices.base[index]
                     corners = self._corners(index, inside)
                     self._put(index, inside, self.scorer.windows(self.volumes[index], corners, self.window))
                 self._dirty[index] = True
         else:
-            for flat, of in zip(todo.split(self.batch), owner.split(self.batch), strict=True):
+            for flat, of in zip(torch.split(todo, self.batch), torch.split(owner, self.batch), strict=True):
                 self._score_together(flat, of)
         self.scored += len(todo)
 
@@ -251,14 +275,14 @@ class ScoreTable:
         """Score windows of several volumes, put behind each other as one volume."""
         wx, wy, wz = self.window
         pieces = []
-        for index in owner.unique().tolist():
+        for index in torch.unique(owner).tolist():
             corners = self._corners(index, flat[owner == index] - self.lattices.base[index])
             volume = self.volumes[index]
             pieces += [volume[x : x + wx, y : y + wy, z : z + wz] for x, y, z in corners.tolist()]
         line = torch.zeros(len(pieces), 3, dtype=torch.int64, device=self.device)
         line[:, 0] = torch.arange(len(pieces), device=self.device) * wx
         found = self.scorer.windows(torch.cat(pieces), line, self.window)
-        for index in owner.unique().tolist():
+        for index in torch.unique(owner).tolist():
             self._put(index, flat[owner == index] - self.lattices.base[index], found[owner == index])
             self._dirty[index] = True
 

@@ -92,6 +92,7 @@ class Game:
         data: Scores.
         agent: The learner.
         policy: The learner with the observer of the training volumes.
+        held: Observer of the validation volumes.
         env: Games of this rank, on the volumes of this rank.
         opponents: Of the learner.
         teacher: Of the warm start; None without one.
@@ -110,6 +111,8 @@ class Game:
         self.data, self.agent, self.observer, self.env = data, agent, observer, env
         self.opponents, self.teacher, self.seed = opponents, teacher, seed
         self.policy = Sighted(agent, observer)
+        sizes = {"view_size": observer.view_size, "window_size": observer.window_size}
+        self.held = None if data.val is None else Observer.of(data.val, **sizes)
 
     @classmethod
     def build(cls, rt: Runtime, cfg: SparsConfig, data: PlayData) -> Game:
@@ -122,7 +125,7 @@ class Game:
         sizes = {name: cfg.agent.params.get(name) for name in ("view_size", "window_size")}
         observer = Observer.of(table, **{name: value for name, value in sizes.items() if value is not None})
         own = share(len(table), rt.rank, rt.world_size)
-        with rng.isolated(rng.derive_seed(cfg.train.seed, "spars", "agent") % 2**63):
+        with rng.isolated(rng.derive_seed(cfg.train.seed, "spars", "agent")):
             agent = build_agent(cfg.agent, rt.job.manager, observer)
         agent.fit_scales(observer, own)
         agent = rt.prepare(agent)
@@ -372,11 +375,10 @@ def validate(rt: Runtime, cfg: SparsConfig, game: Game) -> dict[str, float]:
     visited.
     """
     table = game.data.val
-    if table is None:
+    if table is None or game.held is None:
         return {}
     own = share(min(len(table), cfg.validation.volumes), rt.rank, rt.world_size)
-    observer = Observer.of(table, view_size=game.observer.view_size, window_size=game.observer.window_size)
-    policy = SelfPlay(game.agent, observer)
+    policy = SelfPlay(game.agent, game.held)
     plan = Episodes(episodes=cfg.validation.episodes, steps=cfg.env.horizon, start=cfg.env.start)
     found: dict[str, dict[str, float]] = {}
     for index in own:

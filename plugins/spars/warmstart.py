@@ -61,7 +61,7 @@ class Teacher:
         if self.kind == "greedy":
             found = self.table.at(many, around)
         else:
-            for index in case.unique().tolist():
+            for index in torch.unique(case).tolist():
                 self._prepare(index)
             found = self._worth[lattices.flat(many, around)]
         return found.masked_fill((around == start).all(dim=2), -torch.inf)

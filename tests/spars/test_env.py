@@ -264,6 +264,19 @@ def test_the_gymnasium_view_hides_the_number_of_the_volume():
     assert env.action_masks().any()
 
 
+def test_gymnasium_makes_the_environment_by_its_name():
+    import gymnasium
+
+    env = gymnasium.make("medrl.plugins.spars.gym_env:medrl/SparsHunt-v0", volumes=1, horizon=2)
+    observation, _ = env.reset(seed=3)
+    assert env.observation_space.contains(observation)
+    action = int(env.unwrapped.action_masks().argmax())
+    observation, reward, _, _, info = env.step(action)
+    assert reward in (-1.0, 0.0, 1.0)
+    assert info["scores"].shape == (2,)
+    assert env.unwrapped.env.num_envs == 1
+
+
 def test_settings_that_do_not_fit_are_refused_together(make_table):
     with pytest.raises(ConfigError) as found:
         HuntEnv(

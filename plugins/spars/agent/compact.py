@@ -65,12 +65,13 @@ class CompactAgent(HuntAgent):
     @torch.no_grad()
     def fit_scales(self, observer: Observer, cases: Sequence[int] | None = None) -> None:
         """Standardise glimpses by their means and deviations over all places of volumes, all if None."""
-        total, power, count = 0.0, 0.0, 0
+        total, power = torch.zeros(2, GLIMPSE, dtype=torch.float64, device=self.mean.device)
+        count = 0
         for index in range(len(observer.volumes)) if cases is None else cases:
-            found = observer.glimpses(index).double()
+            found = observer.glimpses(index).double().to(total.device)
             total, power = total + found.sum(dim=0), power + found.square().sum(dim=0)
             count += len(found)
-        mean = torch.as_tensor(total) / count
-        spread = (torch.as_tensor(power) / count - mean.square()).clamp(min=0.0).sqrt()
+        mean = total / count
+        spread = (power / count - mean.square()).clamp(min=0.0).sqrt()
         self.mean.copy_(mean)
         self.scale.copy_(1.0 / spread.clamp(min=1e-3))
