@@ -55,10 +55,14 @@ def timed(arguments: list[str], environment: dict[str, str]) -> tuple[float, flo
 
 def imported(environment: dict[str, str]) -> list[str]:
     """Return the names of all modules that one run imports."""
-    command = [sys.executable, "-X", "importtime", *HELP]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return [line.rpartition("|")[2].strip() for line in lines[1:]]
+    code = (
+        "import json, sys; from medrl.cli.main import run; code = run(['--help']);"
+        "sys.stderr.write(json.dumps(sorted(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
+    return list(json.loads(done.stderr.splitlines()[-1]))
 
 
 def measure(counts: list[int], runs: int) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def info(ctx: click.Context, name: str, as_json: bool) -> int:
         write_json(values)
         return EXIT_PLUGIN if failure else EXIT_OK
     parts = values.pop("parts", {})
+    loaded_in = values.pop("load_s")
+    values["loaded in"] = f"{1000 * loaded_in:.0f} ms" if loaded_in else ""
     console().facts({key: _text(value) for key, value in values.items() if value not in ("", [], None)})
     rows = [[kind, key, summary] for kind, items in parts.items() for key, summary in items.items()]
     if rows:
