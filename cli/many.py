@@ -52,6 +52,8 @@ _PASSED_BY_PLAN = {
     "dry_run",
     "fast_dev_run",
     "resume",
+    "requeue",
+    "by",
 }
 _NAME = re.compile(r"[^A-Za-z0-9._=+-]+")
 

@@ -215,7 +215,19 @@ def train_options() -> list[click.Parameter]:
             help="Check config, data and split, say what would be done, and stop.",
         ),
         option(["--fast-dev-run"], is_flag=True, help="Two steps and one validation, to see that it works."),
+        option(
+            ["--requeue"],
+            is_flag=True,
+            help="Inside a Slurm job: when a signal stops the run, queue the job again; it goes on then.",
+        ),
         *executor_options("runs"),
+        option(
+            ["--by"],
+            type=click.Choice(["run", "stage"]),
+            default="run",
+            show_default=True,
+            help="What is a task of the executor: a whole run, or each stage of a method that has stages.",
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from medrl.cli.many import Planned, Variations, check_names, do_elsewhere, show_
 from medrl.cli.method_command import Call, MethodCommand, existing
 from medrl.cli.options import train_options
 from medrl.cli.progress import training_progress
+from medrl.cli.requeue import queued_again
 from medrl.cli.runfiles import read_run
 from medrl.core.errors import EXIT_OK, ConfigError, Interrupted, MedrlError, did_you_mean
 
@@ -49,7 +50,9 @@ class Train(MethodCommand):
             if shared["print_config"] or shared["dry_run"]:
                 show_plan(call, plan)
                 return EXIT_OK
-            return train_all(call, plan)
+            with queued_again(shared["requeue"]) as ended:
+                ended(code := train_all(call, plan))
+            return code
         finally:
             if scratch is not None and rank() == 0:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -101,7 +104,7 @@ def plan_runs(call: Call, scratch: Path | None, varied: Variations | None = None
             why="inside torchrun or srun one call is one run",
             do="use --devices N instead",
         )
-    elsewhere = bool(shared["executor"] or shared["jobs"]) and len(varied) > 1
+    elsewhere = bool(shared["executor"] or shared["jobs"]) and shared["by"] == "run" and len(varied) > 1
     root = folder_of_all(call, first, scratch) if varied.grid or elsewhere else None
     plan, problems = [], dict[str, None]()
     for name, values, fold, seed in varied.runs():
@@ -243,8 +246,11 @@ def check_keys(manager: Any, resolved: Any) -> None:
 
 def train_all(call: Call, plan: list[Planned]) -> int:
     """Do the runs one after the other; a failed one does not stop the others, a signal does."""
-    if (call.shared["executor"] or call.shared["jobs"]) and not inside_launcher():
+    elsewhere = bool(call.shared["executor"] or call.shared["jobs"]) and not inside_launcher()
+    if elsewhere and call.shared["by"] == "run":
         return do_elsewhere(call, plan)
+    if call.shared["by"] == "stage":
+        call.shared["stage_executor"] = executor_of_stages(call, plan[0].resolved.config)
     if len(plan) == 1:
         code = train_one(call, plan[0])
         if code == EXIT_OK:
@@ -299,6 +305,7 @@ def train_one(call: Call, planned: Planned) -> int:
             trust_checkpoint=shared["trust_checkpoint"],
             command=call.shared.get("command") or ("medrl", *screen.arguments),
             fast_dev_run=shared["fast_dev_run"],
+            stage_executor=shared.get("stage_executor"),
             extra={**call.extra, "progress": show},
         )
         try:
@@ -307,6 +314,21 @@ def train_one(call: Call, planned: Planned) -> int:
             error.do = f"medrl resume {planned.run_dir}"
             raise
     return EXIT_OK
+
+
+def executor_of_stages(call: Call, config: Any) -> Any:
+    """Return what does each stage of a run as a task.
+
+    Raises:
+        ConfigError: The method has no stages.
+    """
+    if not {"stage", "alone"} <= set(type(config).model_fields):
+        raise ConfigError("--by stage", why=f"method '{call.method}' has no stages", do="leave it out")
+    from medrl.core.executors import make_executor, parse_resources
+
+    return make_executor(
+        call.shared["executor"] or "local", resources=parse_resources(call.shared["resource"])
+    )
 
 
 def write_synthetic(call: Call, config: Any, folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from medrl.core.checkpoint import Checkpoint
     from medrl.core.config import MethodConfig, Resolved
+    from medrl.core.executors import Executor
     from medrl.core.manager import PluginManager
     from medrl.core.predicting import PredictOutcome
     from medrl.core.runtime import Runtime
@@ -72,6 +73,8 @@ class TrainJob:
         command: The command line, for the record.
         manager: The plugin manager, the source of models, losses and observers by key.
         fast_dev_run: Two steps, one validation, nothing kept but the evidence that it works.
+        stage_executor: Does each stage of a method that has stages as a task of its own; None does them in
+            this program.
         extra: Values of the method's own options that are no config keys.
     """
 
@@ -84,6 +87,7 @@ class TrainJob:
     trust_checkpoint: bool = False
     command: Sequence[str] = ()
     fast_dev_run: bool = False
+    stage_executor: Executor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -238,7 +238,7 @@ class SubmititExecutor(Executor):
                     told.add(name)
                     tell("started", task, None)
                 if state not in _ALIVE:
-                    ends[name] = self._end(task, jobs[name], folder, state)
+                    ends[name] = self._end(task, jobs[name], folder, state, blocked_by(task, ends))
                     tell("ended", task, ends[name])
             if len(ends) < len(tasks):
                 time.sleep(self.poll_s)
@@ -367,8 +367,12 @@ class SubmititExecutor(Executor):
             return queue_states()
         return {str(job.job_id): "" if job.done() else "RUNNING" for job in jobs.values()}
 
-    def _end(self, task: Task, job: Any, folder: Path, state: str) -> TaskEnd:
+    def _end(self, task: Task, job: Any, folder: Path, state: str, cause: str) -> TaskEnd:
         """Return how a job ended: by the code that it left, else by what the queue says."""
+        if cause:
+            why = f"{cause} did not end well"
+            log = folder / f"{task.name}.log"
+            return TaskEnd(name=task.name, code=LEFT_OUT, log=log, job=str(job.job_id), why=why)
         log, number = folder / f"{task.name}.log", str(job.job_id)
         if not log.exists():
             log = Path(str(job.paths.stderr))

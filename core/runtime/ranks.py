@@ -111,6 +111,7 @@ class Ranks:
         self._folder: Path | None = None
         self._error = ""
         self._doing = "start"
+        self._launcher = os.getppid() if place.launcher else 0
         self._watch: threading.Event | None = None
         self._watcher: threading.Thread | None = None
         if self.world_size > 1:
@@ -210,7 +211,7 @@ class Ranks:
 
         A rank that hangs in its own code would never notice that the others are gone, so a thread looks once
         a second and, if this process does not end by itself soon after, calls `on_lost` and exits with code
-        1.
+        1. The same when the launcher that started this rank is gone, such as torchrun's agent of a node.
         """
         if self.world_size == 1:
             return
@@ -373,11 +374,14 @@ class Ranks:
 
     def _look(self, stop: threading.Event, on_lost: Callable[[RuntimeFault], None]) -> None:
         while not stop.wait(1.0):
-            if not self.lost():
+            orphan = self._launcher > 1 and os.getppid() != self._launcher
+            if not orphan and not self.lost():
                 continue
-            if stop.wait(5.0):
+            if orphan:  # nobody would end this rank, and nobody would learn how it ended
+                self.tell(error=f"its launcher, process {self._launcher}, is gone")
+            if stop.wait(0.0 if orphan else 5.0):
                 return
-            cause = self.lost() or "another rank is gone"
+            cause = self._error if orphan else self.lost() or "another rank is gone"
             on_lost(
                 RuntimeFault(
                     f"rank {self.rank} ends at step {self.step}{_case_text(self.cases)}, {self._doing}",

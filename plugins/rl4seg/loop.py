@@ -15,6 +15,7 @@ from medrl.core.adaptation.loop import Beat
 from medrl.core.adaptation.loop import Loop as StageLoop
 from medrl.core.adaptation.stages import Files, Stage, folder_of
 from medrl.core.errors import ConfigError
+from medrl.core.executors.stages import run_stages
 from medrl.core.learned_reward import RewardNet
 
 from . import corrector_training, pair_stage, parts, pretrain, reward_training, testing, train
@@ -42,6 +43,9 @@ def run(job: TrainJob) -> None:
     cfg: Rl4segConfig = job.config
     if cfg.alone:
         run_alone(job)
+        return
+    if job.stage_executor is not None and cfg.stage == "all":
+        run_stages(job, plan_stages(cfg), job.stage_executor)
         return
     # Whatever is wrong with data, inputs and networks is found before a run folder is made.
     data, results = load_domains(cfg, job.manager), Results.given(cfg)

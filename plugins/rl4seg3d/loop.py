@@ -45,7 +45,7 @@ def run(job: TrainJob) -> None:
     if cfg.alone:
         run_alone(job)
         return
-    if cfg.slurm.mode != "off" and cfg.stage == "all":
+    if (job.stage_executor is not None or cfg.slurm.mode != "off") and cfg.stage == "all":
         slurm.run(job)
         return
     # Whatever is wrong with data, inputs and networks is found before a run folder is made.

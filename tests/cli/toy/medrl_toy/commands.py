@@ -29,6 +29,9 @@ def _fail():
         raise errors.Interrupted(15, checkpoint="last.pt")
     if name == "wait":
         _wait()
+    if name == "linger":
+        _linger()
+        return
     if name == "bug":
         raise ZeroDivisionError("division by zero")
     if name:
@@ -43,6 +46,13 @@ def _wait():
     while not arrived.wait(0.05):
         pass
     raise errors.Interrupted(signal.SIGTERM, checkpoint="last.pt")
+
+
+def _linger():
+    """Wait for a file that says go."""
+    Path("lingering").touch()
+    while not Path("go").exists():
+        threading.Event().wait(0.05)
 
 
 @click.command("train")
