@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -182,7 +181,7 @@ def painting(size: tuple[int, int, int], *, visits: int = 512) -> dict[str, floa
 
 
 def memory(size: tuple[int, int, int], volumes: int) -> dict[str, float]:
-    """Largest resident memory in GB of a process that trains at a size, libraries included."""
+    """Largest resident memory in GB of a process that trains at a size, libraries included (Linux)."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import spars_loop as s; "
     code += f"s.child({size!r}, {volumes})"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -194,7 +193,8 @@ def child(size: tuple[int, int, int], volumes: int) -> None:
     """Train a little, and write the largest memory before and after, in GB."""
 
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) / 1e6 for line in lines if line.startswith("VmHWM"))
 
     torch.set_num_threads(1)
     before = peak()

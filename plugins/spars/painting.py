@@ -18,6 +18,8 @@ from medrl.plugins.spars.lattice import Lattice
 
 Aggregate: TypeAlias = Literal["sum", "mean", "max"]
 AGGREGATES: tuple[Aggregate, ...] = ("sum", "mean", "max")
+_FEW = 20
+"""Voxels of all windows, as a multiple of those of the volume, up to which laying them is faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +64,26 @@ def paint(shape: Sequence[int], window: Sequence[int], corners: Tensor, values: 
         ConfigError: A window is not inside the volume.
     """
     check_inside(shape, window, corners)
-    sums = paint_sum(shape, window, corners, values.double())
-    count = visit_count(shape, window, corners)
+    size = [int(length) for length in shape]
+    found = ScoreMap(
+        torch.zeros(size, device=values.device),
+        torch.zeros(size, dtype=torch.int32, device=values.device),
+        torch.zeros(size, device=values.device),
+    )
+    if not len(corners):
+        return found
+    # Only the box that holds all windows is computed.
+    low = corners.amin(dim=0)
+    ends = corners.amax(dim=0) + corners.new_tensor(list(window))
+    part = tuple(slice(a, b) for a, b in zip(low.tolist(), ends.tolist(), strict=True))
+    inner, places = (ends - low).tolist(), corners - low
+    count = visit_count(inner, window, places)
+    sums = paint_sum(inner, window, places, values.double())
     # Rounding of cumulative sums leaves 1e-17 where nothing was painted.
-    sums = torch.where(count > 0, sums, 0.0).clamp(min=0.0)
-    return ScoreMap(sums.float(), count, paint_max(shape, window, corners, values))
+    found.sum[part] = torch.where(count > 0, sums, 0.0).clamp(min=0.0).float()
+    found.count[part] = count
+    found.maximum[part] = paint_max(inner, window, places, values)
+    return found
 
 
 def paint_sum(shape: Sequence[int], window: Sequence[int], corners: Tensor, values: Tensor) -> Tensor:
@@ -81,7 +98,7 @@ def paint_sum(shape: Sequence[int], window: Sequence[int], corners: Tensor, valu
         where = (at[:, 0] * (y + 1) + at[:, 1]) * (z + 1) + at[:, 2]
         flat.index_add_(0, where, values if int(upper.sum()) % 2 == 0 else -values)
     for axis in range(3):
-        edges = edges.cumsum(axis)
+        torch.cumsum(edges, axis, out=edges)
     return edges[:x, :y, :z].contiguous()
 
 
@@ -94,16 +111,28 @@ def visit_count(shape: Sequence[int], window: Sequence[int], corners: Tensor) ->
 def paint_max(shape: Sequence[int], window: Sequence[int], corners: Tensor, values: Tensor) -> Tensor:
     """Largest value of the windows over each voxel ``(X, Y, Z)`` float32; 0 where there is none.
 
-    The values stand at the corners; a running maximum along each axis, of the window's length, spreads them.
+    Few windows are laid over each other, the largest value last. Of many, the values stand at the corners,
+    and a running maximum along each axis, of the window's length, spreads them.
     """
     x, y, z = (int(size) for size in shape)
-    found = torch.full((x * y * z,), -torch.inf, device=values.device)
+    wx, wy, wz = (int(size) for size in window)
+    if len(corners) * wx * wy * wz < _FEW * x * y * z:
+        found = torch.zeros(x, y, z, device=values.device)
+        for (i, j, k), value in zip(*_rising(corners, values), strict=True):
+            found[i : i + wx, j : j + wy, k : k + wz] = value
+        return found
+    line = torch.full((x * y * z,), -torch.inf, device=values.device)
     where = (corners[:, 0] * y + corners[:, 1]) * z + corners[:, 2]
-    found.scatter_reduce_(0, where, values.float(), "amax")
-    grid = found.view(x, y, z)
-    for axis in range(3):
-        grid = _running_max(grid, axis, int(window[axis]))
+    line.scatter_reduce_(0, where, values.float(), "amax")
+    grid = line.view(x, y, z)
+    for axis, length in enumerate((wx, wy, wz)):
+        grid = _running_max(grid, axis, length)
     return grid.masked_fill(grid == -torch.inf, 0.0)
+
+
+def _rising(corners: Tensor, values: Tensor) -> tuple[list[list[int]], list[float]]:
+    order = torch.argsort(values, stable=True)
+    return corners[order].tolist(), values[order].tolist()
 
 
 def nested(

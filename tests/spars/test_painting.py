@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medrl.core.errors import ConfigError
+from medrl.plugins.spars import painting
 from medrl.plugins.spars.aggregate import dice, segment
 from medrl.plugins.spars.lattice import Lattice
 from medrl.plugins.spars.painting import nested, paint, visit_count
@@ -45,8 +46,10 @@ def test_sum_mean_and_maximum_of_four_visits(kind, expected, voxels, overlap):
     assert dice(mask, truth) == pytest.approx(overlap, abs=1e-9)
 
 
+@pytest.mark.parametrize("few", [0, 10**6])
 @pytest.mark.parametrize("window", [(5, 4, 3), (1, 1, 1), (20, 3, 16), (7, 18, 9)])
-def test_painting_by_differences_equals_direct_painting(window):
+def test_painting_by_differences_equals_direct_painting(window, few, monkeypatch):
+    monkeypatch.setattr(painting, "_FEW", few)
     shape = (20, 18, 16)
     generator = torch.Generator().manual_seed(1)
     room = torch.tensor(shape) - torch.tensor(window) + 1
