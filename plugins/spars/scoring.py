@@ -25,7 +25,7 @@ from .mil.features import cell_features, to_voxels
 from .mil.gate import gated
 from .mil.maps import CellNetwork, ClusterMap, map_of
 from .mil.windows import cut
-from .models.compact import MARGIN, STRIDE, CompactNet, check_window
+from .models.compact import BEYOND, MARGIN, STRIDE, CompactNet, check_window
 from .models.faithful import INPUT, FaithfulNet, FusedFaithfulNet
 
 Size = tuple[int, int, int]
@@ -326,14 +326,14 @@ class CompactScorer(ScorerModule):
 
     @torch.no_grad()
     def windows(self, volume: Tensor, corners: Tensor, window: Size) -> Tensor:
-        """Scores of windows, each from a crop with a margin of 8 voxels; see `Scorer`."""
+        """Scores of windows, each from a crop with a margin; see `Scorer`."""
         cells = check_window(window)
         volume = volume.to(self.device, torch.float32)
         corners = corners.cpu()
         found = torch.empty(len(corners), device=self.device)
         with evaluating(self.network):
             for rows, low, high in _crops(corners, window, volume.shape):
-                for part in rows.split(self.batch):
+                for part in torch.split(rows, self.batch):
                     first = corners[part] - torch.tensor(low)
                     crops = cut(volume, first, [a + w + b for a, w, b in zip(low, window, high, strict=True)])
                     maps = self.network.cells(crops[:, None])
@@ -428,7 +428,7 @@ class FaithfulScorer(ScorerModule):
         fused = FusedFaithfulNet(self.network, self.dtype)
         parts = [
             torch.softmax(fused(self.enlarged(cut(volume, part, window))) / self.temperature, dim=1)
-            for part in corners.cpu().split(self.batch)
+            for part in torch.split(corners.cpu(), self.batch)
         ]
         return torch.cat(parts)[:, _PRESENT] if parts else torch.empty(0, device=self.device)
 
@@ -541,12 +541,12 @@ def _crops(
 ) -> Iterator[tuple[Tensor, list[int], list[int]]]:
     """Groups of windows with the same margins: rows, margin below and above, in voxels.
 
-    The margin is 8 voxels, or what the volume has, in whole cells on the lattice of the corner; at the upper
-    end an incomplete cell, which the dense form leaves out too, may be there.
+    The margin is 8 voxels before and 4 behind, or what the volume has, in whole cells on the lattice of the
+    corner; at the upper end an incomplete cell, which the dense form leaves out too, may be there.
     """
     below = torch.minimum(corners - corners % STRIDE, torch.tensor(MARGIN))
     left = torch.tensor([int(size) for size in shape]) - corners - torch.tensor(list(window))
-    above = left.clamp(max=MARGIN)
+    above = left.clamp(max=BEYOND)
     margins = torch.cat([below, above], dim=1)
     kinds, group = torch.unique(margins, dim=0, return_inverse=True)
     for number, kind in enumerate(kinds.tolist()):

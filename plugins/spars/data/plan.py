@@ -97,7 +97,7 @@ def prepare_volume(
         ConfigError: There is no such channel.
         DataError: The volume is flat in an axis beyond use.
     """
-    sample: SampleConfig = getattr(cfg, "sample", cfg)
+    sample = cfg if isinstance(cfg, SampleConfig) else cfg.sample
     if not 0 <= channel < volume.data.shape[0]:
         raise ConfigError("channel", why=f"{channel} of {volume.data.shape[0]} channels")
     plan = _plan(volume, sample, volume.data[channel])

@@ -88,13 +88,13 @@ class CellNetwork(Standardised):
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
         """Probabilities ``(M,)`` of cells ``(M, F)``, without gradients."""
-        return torch.cat([torch.sigmoid(self.logits(part)) for part in rows.split(_CHUNK)])
+        return torch.cat([torch.sigmoid(self.logits(part)) for part in torch.split(rows, _CHUNK)])
 
 
 def assign(rows: Tensor, centres: Tensor) -> Tensor:
     """The nearest of the centres ``(K, F)`` of each row ``(M, F)``; of equal ones the first."""
     half = 0.5 * (centres * centres).sum(dim=1)
-    return torch.cat([(half - part @ centres.T).argmin(dim=1) for part in rows.split(_CHUNK)])
+    return torch.cat([(half - part @ centres.T).argmin(dim=1) for part in torch.split(rows, _CHUNK)])
 
 
 def map_of(network: nn.Module, features: Tensor) -> Tensor:

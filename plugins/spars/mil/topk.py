@@ -40,7 +40,7 @@ def annealed(step: int, steps: int, *, first: int, last: int, cells: int, whole:
         whole: Cells of the volume.
     """
     part = min(1.0, (step - 1) / max(1.0, 0.75 * steps - 1.0))
-    k = first * (last / first) ** part * (whole / REFERENCE) * (cells / whole)
+    k: float = first * (last / first) ** part * (whole / REFERENCE) * (cells / whole)
     return max(1, min(cells, round(k)))
 
 
@@ -92,7 +92,7 @@ def learn_topk(
 def bag_logits(network: CellNetwork, bags: Sequence[Tensor], k: int) -> Tensor:
     """Mean of the k highest logits of each bag of rows ``(M, F)``; ``(B,)``."""
     sizes = [len(rows) for rows in bags]
-    logits = network.logits(torch.cat(list(bags))).split(sizes)
+    logits = torch.split(network.logits(torch.cat(list(bags))), sizes)
     return torch.stack([part.topk(min(k, len(part))).values.mean() for part in logits])
 
 
@@ -116,7 +116,7 @@ def _train(
         labels = torch.tensor([0.0, 1.0], device=logits.device).repeat_interleave(BATCH // 2)
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return _bag_loss(network, bank, kept, classes, config)
 

@@ -116,7 +116,8 @@ def bag_logit(logits: Tensor, top: int) -> Tensor:
 def annealed_top(step: int, steps: int, *, windows: int, top: int) -> int:
     """Windows whose mean is the logit of a bag at a step (from 1): all at first, `top` from half-way on."""
     part = min(1.0, (step - 1) / max(1.0, steps / 2))
-    return max(top, round(windows * (top / windows) ** part))
+    count: float = windows * (top / windows) ** part
+    return max(top, round(count))
 
 
 def bag_loss(logits: Tensor, labels: Tensor, top: int) -> Tensor:

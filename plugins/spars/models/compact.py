@@ -18,8 +18,10 @@ Size = tuple[int, int, int]
 STRIDE = 4
 """Voxels of a cell of the last block."""
 MARGIN = 8
-"""Voxels around a window that its score depends on: 1 + 2 + 4 of the three convolutions, as whole cells."""
-_POOLED = 2
+"""Voxels before a window that its score depends on: 1 + 2 + 4 of the three convolutions, as whole cells."""
+BEYOND = 4
+"""Voxels behind a window that its score depends on; fewer, because of the strides."""
+_STRIDED = 2
 
 
 class CompactNet(nn.Module):
@@ -28,13 +30,13 @@ class CompactNet(nn.Module):
     The channels are those of the original. Because the mean over a window is taken last, the scores of all
     windows of a volume are box means of one map (`cells`).
 
-    Borders: what lies within 8 voxels around a window is seen, so that a window scored alone, from a crop
-    with that margin, has the same score as in the dense map. Beyond the border of the volume convolutions
-    see zeros, in both forms. Windows need corners on the lattice of 4 voxels for this; others are scored on
-    a lattice shifted with them, which is the same as cutting the volume off before it.
+    Borders: what lies within 8 voxels before and 4 behind a window is seen, so that a window scored alone,
+    from a crop with that margin, has the same score as in the dense map. Beyond the border of the volume
+    convolutions see zeros, in both forms. Windows need corners on the lattice of 4 voxels for this; others
+    are scored on a lattice shifted with them, which is the same as cutting the volume off before it.
 
-    Deviation: the original has strides that leave one cell of a window; and the last convolution has kernel
-    1, which keeps the margin small.
+    Deviation: the first two blocks have stride 2 and no pooling, further ones no stride, so that windows of
+    any size have cells; and the last convolution has kernel 1, which keeps the margin small.
 
     Args:
         in_channels: Of the images.
@@ -46,12 +48,13 @@ class CompactNet(nn.Module):
         self, in_channels: int = 1, out_channels: int = 2, channels: Sequence[int] = CHANNELS
     ) -> None:
         super().__init__()
-        if len(channels) < _POOLED + 1:
+        if len(channels) < _STRIDED + 1:
             raise ConfigError("spars.compact", why=f"channels {list(channels)}", do="give at least three")
         sizes = (in_channels, *channels)
         kernels = [3, 3, 3, *([1] * (len(channels) - 3))]
         self.convs = nn.ModuleList(
-            nn.Conv3d(sizes[k], sizes[k + 1], size, padding=size // 2) for k, size in enumerate(kernels)
+            nn.Conv3d(sizes[k], sizes[k + 1], size, stride=2 if k < _STRIDED else 1, padding=size // 2)
+            for k, size in enumerate(kernels)
         )
         self.norms = nn.ModuleList(nn.BatchNorm3d(size) for size in channels)
         self.head = nn.Conv3d(sizes[-1], out_channels, 1)
@@ -59,16 +62,16 @@ class CompactNet(nn.Module):
     def cells(self, images: Tensor) -> Tensor:
         """Logits ``(B, K, X / 4, Y / 4, Z / 4)`` of the whole cells of images ``(B, C, X, Y, Z)``.
 
-        In evaluation batch norm is folded and pooling done before ReLU, which changes nothing but the time.
+        In evaluation batch norm is folded, which changes nothing but the time.
         """
         fast = not self.training and not torch.is_grad_enabled()
-        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        whole = [int(size) // STRIDE * STRIDE for size in images.shape[2:]]
+        images = images[:, :, : whole[0], : whole[1], : whole[2]]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             if fast:
                 images = folded(cast(nn.Conv3d, conv), cast(nn.BatchNorm3d, norm))(images)
             else:
                 images = norm(conv(images))
-            if number < _POOLED:
-                images = F.max_pool3d(images, 2, 2)
             images = F.relu(images, inplace=fast)
         found: Tensor = self.head(images)
         return found
