@@ -29,7 +29,7 @@ from .mil.bank import FeatureBank
 from .mil.clusters import FULL_SCALE, learn_clusters
 from .mil.features import to_voxels
 from .mil.fraction import RoundFacts, Rows, collect, draw, fraction_loss, one_cycle, optimiser, refused
-from .mil.gate import gate_level, gated
+from .mil.gate import gate_level
 from .mil.maps import CellNetwork, ClusterMap, map_of
 from .mil.pseudo import pseudo_mask
 from .mil.topk import learn_topk
@@ -343,10 +343,9 @@ def _masks(
         volume, features = bank.volume(index), bank.features(index)
         chance = to_voxels(map_of(source, features), volume.shape, bank.cell)
         if number and scorer.presence is not None:
-            # What the map of presence does not point at too is no seed of a further round.
+            # What the map of presence does not point at too belongs to no pseudo-mask of a further round.
             presence = to_voxels(map_of(scorer.presence, features), volume.shape, bank.cell)
-            level, component = cfg.classifier.pseudo.seed, cfg.classifier.gate.component
-            chance = gated(chance, presence, level, component=component)
+            chance = torch.minimum(chance, presence)
         found.append(pseudo_mask(volume, chance, cfg.classifier.pseudo))
     return found
 
