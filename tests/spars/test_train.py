@@ -11,10 +11,15 @@ from medrl.core.checkpoint import find_checkpoint, load_checkpoint
 from medrl.core.errors import ConfigError, Interrupted
 from medrl.core.jobs import build_train_job
 from medrl.core.rl.gae import generalised_advantage
+from medrl.core.rl.ppo import plain_step
 from medrl.core.rl.rollout import RolloutBuffer
 from medrl.plugins.spars import train
+from medrl.plugins.spars.agent import CompactAgent, Sighted
 from medrl.plugins.spars.env import HuntEnv
 from medrl.plugins.spars.lattice import Lattice, move
+from medrl.plugins.spars.observer import Observer
+from medrl.plugins.spars.opponents import Opponents
+from medrl.plugins.spars.policies import Episodes, RandomWalk, SelfPlay, run
 from medrl.plugins.spars.rewards import SignReward
 from medrl.plugins.spars.warmstart import Teacher, imitation_loss, planned, walk_with
 
@@ -200,9 +205,6 @@ def test_advantages_of_three_steps_are_those_of_the_specification():
 
 
 def test_truncated_episodes_have_the_value_of_what_they_left_and_terminated_ones_none(make_table):
-    from medrl.plugins.spars.agent import CompactAgent, Sighted
-    from medrl.plugins.spars.observer import Observer
-    from medrl.plugins.spars.opponents import Opponents
 
     table = make_table()
     observer, agent = Observer.of(table), CompactAgent(8)
@@ -218,9 +220,6 @@ def test_truncated_episodes_have_the_value_of_what_they_left_and_terminated_ones
 
 
 def test_live_opponents_move_in_the_learners_own_forward(make_table, monkeypatch):
-    from medrl.plugins.spars.agent import CompactAgent, Sighted
-    from medrl.plugins.spars.observer import Observer
-    from medrl.plugins.spars.opponents import Opponents
 
     table = make_table()
     observer, agent = Observer.of(table), CompactAgent(8)
@@ -315,6 +314,38 @@ def test_collected_states_are_those_of_both_windows_with_their_trails(make_table
     assert len(legal) == len(seen["case"]) == 40
     assert torch.equal(legal, table.lattices.legal(seen["case"].flatten(), seen["node"][:, 0]))
     assert len(seen["time"].unique()) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_policy_that_never_sees_a_score_finds_balls_in_new_volumes(fakes, make_table, seed):
+    """Final windows on the ball: at least 0.8, and 0.4 more often than a random walk."""
+    shape = (32, 32, 24)
+    learned = make_table(volumes=fakes.blobs(12, shape=shape, seed=10 + seed))
+    unseen = make_table(volumes=fakes.blobs(8, shape=shape, seed=20 + seed))
+    torch.manual_seed(seed)
+    agent, observer = CompactAgent(64), Observer.of(learned)
+    agent.fit_scales(observer)
+    policy, teacher = Sighted(agent, observer), Teacher(learned)
+    env = HuntEnv(learned, SignReward(), num_envs=32, tau=None, seed=seed)
+    env.reset()
+    step = plain_step(torch.optim.Adam(agent.parameters(), lr=3e-3), 0.5)
+    for number in range(60):
+        generator = torch.Generator().manual_seed(number)
+        seen, legal = walk_with(env, teacher, generator, 256)
+        targets, knows = teacher.targets(seen["case"].flatten(), seen["node"][:, 0])
+        step(imitation_loss(policy.logits_and_values(seen)[0], legal, targets, knows, 0.01))
+
+    def hits(by):
+        plan, found = Episodes(episodes=4, steps=24), []
+        for index in range(len(unseen)):
+            visits = run(by, unseen, index, plan, torch.Generator().manual_seed(index))
+            case = torch.full((len(visits.final),), index)
+            found.append((unseen.scores(case, visits.final) > 0.15).float().mean())
+        return float(torch.stack(found).mean())
+
+    trained, chance = hits(SelfPlay(agent, Observer.of(unseen), greedy=True)), hits(RandomWalk())
+    assert trained >= 0.8
+    assert trained >= chance + 0.4
 
 
 def test_ranks_share_the_volumes():
