@@ -29,7 +29,7 @@ from .mil.bank import FeatureBank
 from .mil.clusters import FULL_SCALE, learn_clusters
 from .mil.features import to_voxels
 from .mil.fraction import RoundFacts, Rows, collect, draw, fraction_loss, one_cycle, optimiser, refused
-from .mil.gate import gate_level
+from .mil.gate import component_statistics, gate_level
 from .mil.maps import CellNetwork, ClusterMap, map_of
 from .mil.pseudo import pseudo_mask
 from .mil.topk import learn_topk
@@ -188,6 +188,7 @@ def _cell_scorer(cfg: SparsConfig) -> FractionScorer | PresenceScorer:
         presence,
         cell=settings.cluster.grid,
         component=settings.gate.component,
+        statistic=settings.gate.statistic,
         label_source=settings.label_source,
     )
 
@@ -369,11 +370,21 @@ def _gate(cfg: SparsConfig, data: Loaded, scorer: FractionScorer) -> None:
     if not gate.on or not len(data.val):
         scorer.level.fill_(-1.0)
         return
-    peaks = [
-        float(scorer.maps(volume)[1].max())
-        for volume, label in zip(data.val.volumes, data.val.labels(), strict=True)
-        if not label
-    ]
+    peaks: list[float] = []
+    for volume, label in zip(data.val.volumes, data.val.labels(), strict=True):
+        if label:
+            continue
+        fraction, presence = scorer.maps(volume)
+        if gate.statistic == "peak":
+            peaks.append(float(presence.max()))
+            continue
+        peaks += component_statistics(
+            fraction,
+            presence,
+            component=gate.component,
+            statistic=gate.statistic,
+            smallest=cfg.map.smallest,
+        )
     low, high = gate.limits
     scorer.level.fill_(gate_level(peaks, margin=gate.margin, limits=(low, high)))
 

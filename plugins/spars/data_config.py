@@ -130,9 +130,12 @@ class GateConfig(Block):
     """Use it."""
     component: float = Field(default=0.3, ge=0.0, le=1.0)
     """p above which components are formed."""
-    margin: float = 0.02
-    """Added to the largest score of tumour-free validation volumes."""
-    limits: tuple[float, float] = (0.15, 0.6)
+    statistic: Literal["share", "peak"] = "share"
+    """What counts in a component: the share of its voxels with a presence above 0.3, or the largest presence
+    (findings; it let more distractors through)."""
+    margin: float = 0.03
+    """Added to the largest value of components of tumour-free validation volumes."""
+    limits: tuple[float, float] = (0.05, 0.6)
     """Between which the gate lies."""
 
 

@@ -22,7 +22,7 @@ from medrl.core.errors import ConfigError
 
 from .boxsum import integral, window_means
 from .mil.features import cell_features, to_voxels
-from .mil.gate import gated
+from .mil.gate import Statistic, gated
 from .mil.maps import CellNetwork, ClusterMap, map_of
 from .mil.windows import cut
 from .models.compact import BEYOND, MARGIN, STRIDE, CompactNet, check_window
@@ -203,6 +203,7 @@ class FractionScorer(ScorerModule):
         presence: Decides which components are kept; None takes the fraction itself.
         cell: Voxels of a cell.
         component: Fraction above which components are formed.
+        statistic: What the gate asks of the presence in a component.
         label_source: What it is learned from.
 
     Attributes:
@@ -223,9 +224,11 @@ class FractionScorer(ScorerModule):
         *,
         cell: Size = (2, 2, 2),
         component: float = 0.3,
+        statistic: Statistic = "peak",
         label_source: str = "image",
     ) -> None:
         super().__init__(label_source)
+        self.statistic: Statistic = statistic
         self.head = head
         self.teacher = CellNetwork(head_widths(head), features=head.mean.numel())
         self.teacher.requires_grad_(requires_grad=False)
@@ -241,6 +244,7 @@ class FractionScorer(ScorerModule):
             **super().settings(),
             "cell": list(self.cell),
             "component": self.component,
+            "statistic": self.statistic,
             "widths": list(head_widths(self.head)),
             "presence": None if self.presence is None else map_settings(self.presence),
         }
@@ -261,7 +265,9 @@ class FractionScorer(ScorerModule):
         fraction, presence = self.maps(volume)
         if float(self.level) < 0.0:
             return fraction
-        return gated(fraction, presence, float(self.level), component=self.component)
+        return gated(
+            fraction, presence, float(self.level), component=self.component, statistic=self.statistic
+        )
 
     @torch.no_grad()
     def image_score(self, volume: Tensor) -> float:
@@ -463,6 +469,7 @@ def build_scorer(config: Mapping[str, Any], state: Mapping[str, Any] | None = No
             None if presence is None else build_map(presence),
             cell=_size(config["cell"]),
             component=float(config["component"]),
+            statistic="share" if config.get("statistic") == "share" else "peak",
             label_source=source,
         )
     elif kind == "compact":
