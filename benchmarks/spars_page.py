@@ -407,11 +407,11 @@ def real(title: str, name: str, found: Found) -> list[str]:
     """One real CT."""
     words = {
         "ct": "Pieces of one abdominal CT (TotalSegmentator's example, 3 mm). **Lesions are synthetic**, "
-        "implanted into the liver of half of the pieces. One body: training and test pieces overlap and differ in "
-        "place, noise and lesions, so this shows that real texture can be handled, not that it carries "
+        "implanted into the liver of half of the pieces. One body: training and test pieces overlap and "
+        "differ in place, noise and lesions, so this shows that real texture can be handled, not that it carries "
         "over to other patients.",
-        "organ": "Pieces of the same CT, with the liver or without it; only that is told. Masks are made by a "
-        "model (TotalSegmentator). One body: pieces for training and test overlap.",
+        "organ": "Pieces of the same CT, with the liver or without it; only that is told. Masks are made "
+        "by a model (TotalSegmentator). One body: pieces for training and test overlap.",
     }
     results = found.results.get("real", {})
     aucs = [float(result["image_auc"]) for result in results.values() if result.get("image_auc") is not None]
