@@ -267,6 +267,12 @@ def test_a_sweep_inside_a_launcher_is_refused(medrl, monkeypatch):
     assert (answer.code, "--executor slurm" in answer.err) == (2, True)
 
 
+def test_stages_as_tasks_need_a_method_with_stages(medrl, toy):
+    answer = medrl("train", "toy", "--by", "stage", "--executor", "local", "-o", "r")
+    assert (answer.code, "method 'toy' has no stages" in answer.err) == (2, True)
+    assert not (toy / "r").exists()
+
+
 # -- the table ---------------------------------------------------------------------------------------
 
 
