@@ -388,7 +388,7 @@ def opponents(found: Found) -> list[str]:
     for name in LEARNED:
         logs = [result["log"] for result in found.results.get(name, {}).values() if "log" in result]
         cells = []
-        for key in ("win", "draw", "loss"):
+        for key in ("win_rate", "draw_rate", "loss_rate"):
             values = [float(log[key]) for log in logs if isinstance(log.get(key), (int, float))]
             cells.append(f"{np.mean(values):.2f}" if values else "–")
         if logs and any(cell != "–" for cell in cells):
@@ -408,8 +408,8 @@ def real(title: str, name: str, found: Found) -> list[str]:
     words = {
         "ct": "Pieces of one abdominal CT (TotalSegmentator's example, 3 mm). **Lesions are synthetic**, "
         "implanted into the liver of half of the pieces. One body: training and test pieces overlap and "
-        "differ in place, noise and lesions, so this shows that real texture can be handled, not that it carries "
-        "over to other patients.",
+        "differ in place, noise and lesions, so this shows that real texture can be handled, not that it "
+        "carries over to other patients.",
         "organ": "Pieces of the same CT, with the liver or without it; only that is told. Masks are made "
         "by a model (TotalSegmentator). One body: pieces for training and test overlap.",
     }

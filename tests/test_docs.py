@@ -42,7 +42,7 @@ def test_every_command_and_every_config_key_is_documented(made):
     for name in COMMANDS:
         assert f"### medrl {name}\n" in made["cli.md"]
     manager = PluginManager.create(third_party=False)
-    for method in ("graft", "kspace", "rl4seg", "rl4seg3d"):
+    for method in ("graft", "kspace", "rl4seg", "rl4seg3d", "spars"):
         for key in known_keys(config_model(manager, method)):
             parent = key.rpartition(".")[0]
             assert (

@@ -20,7 +20,7 @@ def medrl_plugin_info() -> PluginInfo:
         license="Apache-2.0",
         config=f"{_HERE}.config:SparsConfig",
         networks=f"{_HERE}.exporting:networks",
-        trial=f"{_HERE}.trial:write_trial",
+        trial=f"{_HERE}.trial:write",
     )
 
 
