@@ -295,6 +295,8 @@ def _begin(
         if why:
             _refuse(rt, number, why)
             return None
+    if not facts.voxels:
+        _log.warning("no positive training volume has a pseudo-mask: the fraction head will find nothing")
     _note(rt, **{f"round_{number}": {"voxels": facts.voxels, "found": facts.found}})
     scorer.head.load_state_dict({**scorer.head.state_dict(), **first})
     optimizer.state.clear()

@@ -161,6 +161,11 @@ def test_number_of_patients_may_be_limited(train):
     assert classifier._chosen(loaded.train, 4).ids == loaded.train.ids[:4]
 
 
+ANY = {"rounds": 2, "growth": 1e6, "auc_loss": 1.0, "seed": 0.0, "region": 0.0, "smallest": 0}
+"""A second round that no guard refuses."""
+MANY = {"cells": 300, "clusters": 100}
+"""Clusters of which some are in positive volumes alone."""
+
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
@@ -187,7 +192,7 @@ with job.runtime() as rt:
 @pytest.mark.parametrize(
     ("values", "kills"),
     [
-        ({"classifier": {"pseudo": {"rounds": 2, "growth": 1000.0}, "head": {"steps": 4}}}, (3, 7)),
+        ({"classifier": {"pseudo": ANY, "head": {"steps": 4}, "cluster": MANY}}, (3, 7)),
         ({"classifier": {"kind": "compact", **NET}, "map": {"paint": "coarse"}}, (3,)),
     ],
     ids=["fraction", "compact"],
