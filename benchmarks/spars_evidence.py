@@ -93,14 +93,14 @@ class Scale:
 SCALES = {
     "full": Scale(
         phantom={"cases": 152, "test_cases": 32, "shape": (64, 64, 48), "free": 0.5, "test_free": 0.25},
-        large={"cases": 25, "test_cases": 24, "shape": (128, 128, 64), "free": 0.0, "test_free": 0.0},
+        large={"cases": 24, "test_cases": 16, "shape": (128, 128, 64), "free": 0.0, "test_free": 0.0},
         budgets={"phantom": (48, 96, 384), "large": (32, 64, 128, 256), "ct": (96,)},
         values={
             "data": {"folds": 6, "fold": 0},
             "train": {"threads": 1, "device": "cpu", "checkpoint_every": 1000},
             "score": {"window": [16, 16, 8], "stride": [4, 4, 4]},
         },
-        updates={"phantom": 25, "large": 40},
+        updates={"phantom": 20, "large": 40},
     ),
     "tiny": Scale(
         phantom={
@@ -210,7 +210,6 @@ JOBS = (
     Job("pool", 35, needs=("phantom/rivals",)),
     Job("real", 40, ("ct", "organ")),
     Job("imitation", 40, ("large",), needs=("large/rivals",)),
-    Job("frozen", 60, ("large",), needs=("large/rivals",)),
 )
 
 
@@ -350,7 +349,8 @@ class Scene:
         if budget == FULL or name == "scan":
             plan = Episodes(episodes=8, steps=32, start="random")
         else:
-            plan = Episodes(episodes=4 * budget, steps=32, start="random", budget=budget)
+            # Further episodes are begun until the budget is spent.
+            plan = Episodes(episodes=-(-budget // 48), steps=32, start="random", budget=budget)
         return visit(policy, self.table, at, plan, generator)
 
     def measured(
