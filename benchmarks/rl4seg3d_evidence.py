@@ -3,7 +3,8 @@
 Compares the iterations of the loop with everything that uses the same knowledge without reinforcement
 learning: on synthetic beating hearts under two strengths of a shift, and on real frames morphed into
 sequences, patients of one group as source, others under a simulated device. One seed of one setting is one
-job; what is finished is kept, so that the script goes on where it stopped, and two can share the work::
+job, done in passes with the most important rows first; what is finished is kept, so that the script goes on
+where it stopped, and two can share the work::
 
     python benchmarks/rl4seg3d_evidence.py prepare --work WORK --data ../shared/data/camus_4ch
     python benchmarks/rl4seg3d_evidence.py run     --work WORK --part 1/2 &
@@ -56,15 +57,35 @@ from medrl.plugins.rl4seg3d.tto import optimise
 
 CASES = {"source": 60, "target": 100, "test": 24}
 """Synthetic sequences of a seed; those of the target have no labels in training."""
-SIZE, FRAMES = 48, 12
+SIZE, FRAMES = 64, 12
 REAL_SIZE, REAL_FRAMES = 64, 20
 """Real hearts are on a coarser grid; a beat has more frames, as the temporal rules expect."""
 SHARES, DEVICE = (0.5, 0.25, 0.25), 0.7
 """Parts of the real patients: source, target, test; strength of the simulated device."""
 CPU = torch.device("cpu")
 
-VALUES: dict[str, Any] = {}
+VALUES: dict[str, Any] = {
+    "source": {"lr": 5e-3},
+    "style": {"lr": 4e-3},
+    "corrector": {"lr": 5e-3, "steps": 800},
+    "reward": {"nets": ["anatomical"]},
+}
 """Settings beyond preset `small`, chosen on the group `tune`."""
+PPO: dict[str, Any] = {}
+"""Further ones, of reinforcement learning alone, chosen there too."""
+LEGACY: dict[str, Any] = {
+    "pairs": {"kind": "prediction"},
+    "reward": {
+        "nets": ["anatomical", "landmark"],
+        "head": "binary",
+        "encoding": "scalar",
+        "criterion": "mse",
+        "init": "random",
+        "stretch": True,
+        "weight": 1.0,
+    },
+}
+"""Rewards as the original makes them: binary nets on predictions, stretched, the lesser of both."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +110,23 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("middle", {"shift": 1.0}, {"tune": (101,), "report": (1, 2, 3)}, 4, 12),
+    Setting("middle", {"shift": 1.0}, {"tune": (101, 102), "report": (1, 2, 3, 4, 5)}, 4, 22),
     Setting(
         "real",
         None,
-        {"tune": (101,), "report": (1, 2)},
+        {"tune": (101,), "report": (1, 2, 3)},
         1,
-        7,
+        15,
         {"source": {"spatial": 1.0, "steps": 600}, "style": {"spatial": 1.0, "steps": 600}},
     ),
-    Setting("strong", {"shift": 1.25}, {"tune": (101,), "report": (1, 2)}, 1, 6),
+    Setting("strong", {"shift": 1.25}, {"tune": (101,), "report": (1, 2)}, 1, 13),
 )
+PASSES = (
+    ("source", "style", "iteration_1", "style-steps", "self-training", "posthoc-corrector", "posthoc-both"),
+    ("source+tta", "iteration_1+tta", "iteration_1+tto", "legacy", "oracle"),
+    ("iteration_2", "iteration_3", "iteration_4"),
+)
+"""Rows in the order in which all jobs do them."""
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 Job = tuple[Setting, int]
 
@@ -165,20 +192,19 @@ class Work:
         self, work: Path, group: str, job: Job, manager: PluginManager, more: Mapping[str, Any], name: str
     ) -> None:
         self.setting, self.seed = job
-        self.manager = manager
+        self.manager, self.more = manager, more
         self.folder = work / group / (name or self.setting.name) / f"seed_{self.seed}"
         self.values = merged(
             {
                 "data": {"root": str(data_folder(work, self.setting, self.seed, "source"))},
                 "target": {"root": str(data_folder(work, self.setting, self.seed, "target"))},
                 "train": {"seed": self.seed, "threads": 1, "device": "cpu"},
-                "loop": {"iterations": self.setting.iterations},
             },
             VALUES,
             self.setting.values,
             more,
         )
-        self.base: Rl4seg3dConfig = self.job(self.folder / "loop").config
+        self.base: Rl4seg3dConfig = self.job(self.folder / "base").config
         self.extra = self.base.ppo.steps * self.base.ppo.inner_steps
         self.data: Domains | None = None
         self.test: SequenceSet | None = None
@@ -213,9 +239,9 @@ class Work:
                 f"anat {shown['anat_valid_frames']:.2f} temp {shown['temporal_valid']:.2f} "
                 f"errors {shown['temporal_errors']:.2f} ({seconds:.0f} s)"
             )
-        place = self.folder / "rewards.json"
-        if not place.exists() and not only:
-            place.write_text(json.dumps(self.judged()), encoding="utf-8")
+        place = self.folder / ("rewards_legacy.json" if "legacy" in wanted else "rewards.json")
+        if not place.exists() and ("legacy" in wanted or "iteration_1" in wanted):
+            place.write_text(json.dumps(self.judged(legacy="legacy" in wanted)), encoding="utf-8")
 
     def has(self, row: str) -> bool:
         """Whether this setting has a row."""
@@ -224,17 +250,25 @@ class Work:
     # -- training --
 
     def train(self, wanted: Sequence[str]) -> None:
-        """The loop, the oracle, and two ways of training for longer without rewards."""
-        self.once("loop", self.job(self.folder / "loop"))
-        start = {"inputs": {name: str(self.stage(name)) for name in ("source", "style")}}
+        """What the rows need: parts, PPO on rewards of several kinds, and longer training without rewards."""
+        for kind in ("source", "style", "corrector", "pairs", "anatomical"):
+            self.once(f"base_{kind}", self.job(self.folder / "base", {"stage": kind}))
+        parts_ = {name: str(self.stage(name)) for name in ("source", "style", "corrector")}
+        ready = {"inputs": {**parts_, "anatomical": str(self.stage("anatomical_1"))}}
+        if any(row.startswith("iteration_1") for row in wanted):
+            self.once("ppo", self.job(self.folder / "ppo", merged(PPO, ready, self.more)))
         if "oracle" in wanted:
             over = {
-                **start,
                 "reward": {"name": "rl4seg3d.pixelwise_accuracy"},
                 "target": {"allow_labels": True},
-                "loop": {"iterations": 1},
             }
-            self.once("oracle", self.job(self.folder / "oracle", over))
+            self.once("oracle", self.job(self.folder / "oracle", merged(PPO, ready, over)))
+        if "legacy" in wanted:
+            over = merged(PPO, LEGACY, {"inputs": parts_})
+            self.once("legacy", self.job(self.folder / "legacy", over))
+        if any(row[-1] in "234" and row.startswith("iteration_") for row in wanted):
+            over = {"inputs": parts_, "loop": {"iterations": self.setting.iterations}}
+            self.once("iterations", self.job(self.folder / "iterations", merged(PPO, over)))
         longer = {"alone": True, "style": {"steps": self.extra, "lr": 1e-3}}
         if "style-steps" in wanted:
             over = {"inputs": {"source": str(self.stage("style"))}, "stage": "style", **longer}
@@ -261,8 +295,8 @@ class Work:
         say(f"{self.setting.name} {self.seed} {name}: {os.times().user - started:.0f} CPU s")
 
     def stage(self, name: str) -> Path:
-        """Folder of a stage of the loop."""
-        (found,) = (self.folder / "loop" / "stages").glob(f"*_{name}")
+        """Folder of a stage of the parts."""
+        (found,) = (self.folder / "base" / "stages").glob(f"*_{name}")
         return found
 
     def pseudo_labels(self) -> Path:
@@ -311,12 +345,15 @@ class Work:
         parts.load_part(place, "actor", network, str(place))
         return network.requires_grad_(requires_grad=False).eval()
 
-    def net(self, name: Any, iteration: int = 1, *, calibrated: bool = False) -> RewardNet:
-        """A reward net of an iteration."""
+    def net(self, *, calibrated: bool = False) -> RewardNet:
+        """The anatomical reward net."""
+        return self.opened(self.base, self.stage("anatomical_1"), "anatomical", calibrated)
+
+    def opened(self, cfg: Rl4seg3dConfig, place: Path, name: Any, calibrated: bool) -> RewardNet:
+        """A reward net of any config."""
         data = self.domains()
-        sizes = {"channels": data.channels, "classes": data.classes}
-        net = parts.reward_net(self.base, self.manager, name, **sizes)
-        parts.load_part(self.stage(f"{name}_{iteration}"), "reward", net, name)
+        net = parts.reward_net(cfg, self.manager, name, channels=data.channels, classes=data.classes)
+        parts.load_part(place, "reward", net, name)
         if not calibrated:
             net.set_temperature(1.0)
         return net.requires_grad_(requires_grad=False).eval()
@@ -330,7 +367,7 @@ class Work:
     def refiner(self, *, both: bool) -> Callable[[Tensor], Tensor]:
         """The style actor, refined by the corrector, or by the anatomical net and the corrector."""
         actor, corrector = self.actor(self.stage("style")), self.corrector()
-        net = self.net("anatomical") if both else None
+        net = self.net() if both else None
 
         def logits(windows: Tensor) -> Tensor:
             masks = actor(windows).argmax(dim=1)
@@ -368,10 +405,11 @@ class Work:
         """Where the actor of a row is."""
         if name in ("source", "style"):
             return self.stage(name)
+        if name == "iteration_1":
+            return self.folder / "ppo"
         if name.startswith("iteration_"):
-            return self.stage(f"ppo_{name[10]}")
-        if name == "oracle":
-            return self.folder / "oracle"
+            (found,) = (self.folder / "iterations" / "stages").glob(f"*_ppo_{name[10]}")
+            return Path(found)
         return self.folder / name
 
     def optimised(self, actor: nn.Module, frames: Tensor, spacing_mm: Sequence[float]) -> NDArray[np.uint8]:
@@ -379,8 +417,7 @@ class Work:
         first = _averaged(actor, frames)
         if self.valid(first, spacing_mm):
             return first
-        nets = {name: self.net(name, calibrated=True).reward for name in self.base.reward.nets}
-        reward = FusedReward(nets, fusion=self.base.reward.fusion, stretch=False)
+        reward = FusedReward({"anatomical": self.net().reward}, stretch=False)
         better, _ = optimise(
             actor,
             lambda images, labels: reward(labels, images),
@@ -401,38 +438,52 @@ class Work:
 
     # -- rewards --
 
-    def judged(self) -> dict[str, dict[str, float]]:
-        """How well each reward finds the errors of the source-only labels on target test windows."""
+    def judged(self, *, legacy: bool) -> dict[str, dict[str, float]]:
+        """How well rewards find the errors of the source-only labels on target test windows."""
         windows = self.sequences().some_windows(0)
-        actor, corrector = self.actor(self.stage("source")), self.corrector()
+        actor = self.actor(self.stage("source"))
         if windows.labels is None:
             return {}
         with torch.no_grad():
             logits = torch.cat([actor(part).float() for part in windows.images.split(8)])
         actions, truth = logits.argmax(dim=1), windows.labels.long()
-        sure = logits.softmax(dim=1).amax(dim=1)
-        raw, fitted = self.net("anatomical"), self.net("anatomical", calibrated=True)
-        both = {name: self.net(name) for name in self.base.reward.nets}
-        judges = {
-            "anatomical net": raw.reward,
-            "anatomical net, calibrated": fitted.reward,
-            "anatomical net and corrector": CompositeReward(
-                raw, corrector, weight=self.base.reward.weight
-            ).reward,
-            "fused, calibrated": FusedReward(
-                {name: self.net(name, calibrated=True).reward for name in both}, stretch=False
-            ),
-        }
         found: dict[str, dict[str, float]] = {}
-        for name, judge in judges.items():
+        for name, judge in (self.legacy_judges() if legacy else self.judges()).items():
             parts_of = zip(windows.images.split(8), actions.split(8), truth.split(8), strict=True)
             found[name] = _numbers(held_out_quality(judge, parts_of))
-        whole = [(windows.images, actions, truth)]
-        found["largest probability"] = _numbers(held_out_quality(lambda *_: sure, whole))
-        found["temperatures"] = {
-            name: float(self.net(name, calibrated=True).temperature.mean()) for name in both
-        }
+        if not legacy:
+            sure = logits.softmax(dim=1).amax(dim=1)
+            whole = [(windows.images, actions, truth)]
+            found["largest probability of the source actor"] = _numbers(
+                held_out_quality(lambda *_: sure, whole)
+            )
+            fitted = self.net(calibrated=True).temperature
+            found["temperatures"] = {"anatomical": float(fitted.mean())}
         return found
+
+    def judges(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """The rewards of this method."""
+        raw, weight = self.net(), self.base.reward.weight
+        return {
+            "anatomical net": raw.reward,
+            "anatomical net, calibrated": self.net(calibrated=True).reward,
+            "anatomical net and corrector": CompositeReward(raw, self.corrector(), weight=weight).reward,
+        }
+
+    def legacy_judges(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """The rewards as the original makes them."""
+        folder = self.folder / "legacy"
+        cfg: Rl4seg3dConfig = self.job(folder, LEGACY).config
+        nets = {}
+        for name in cfg.reward.nets:
+            (place,) = (folder / "stages").glob(f"*_{name}_1")
+            nets[name] = self.opened(cfg, place, name, calibrated=False).reward
+        fitted = self.opened(cfg, next((folder / "stages").glob("*_anatomical_1")), "anatomical", True)
+        return {
+            "original: anatomical net": nets["anatomical"],
+            "original: anatomical net, calibrated": fitted.reward,
+            "original: lesser of anatomical and landmark": FusedReward(nets, stretch=False),
+        }
 
 
 def _numbers(quality: Mapping[str, RewardQuality]) -> dict[str, float]:
@@ -530,11 +581,12 @@ def main() -> None:
         more = json.loads(options.values) if options.step == "tune" else {}
         manager = PluginManager.create()
         index, count = (int(word) for word in options.part.split("/"))
-        for job in jobs[index - 1 :: count]:
-            if not data_folder(work, *job, "source").exists():
-                say(f"{job[0].name}: no data, left out")
-                continue
-            Work(work, group, job, manager, more, options.name).do(rows)
+        for wanted in [rows] if rows else PASSES:
+            for job in jobs[index - 1 :: count]:
+                if not data_folder(work, *job, "target").exists():
+                    say(f"{job[0].name} {job[1]}: no data, left out")
+                    continue
+                Work(work, group, job, manager, more, options.name).do(wanted)
     else:
         text = page(work / group)
         if options.page:

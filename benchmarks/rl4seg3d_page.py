@@ -18,13 +18,13 @@ ROWS = {
     "self-training": "self-training on labels that reward net and corrector refined",
     "posthoc-corrector": "style fine-tuning, corrector afterwards",
     "posthoc-both": "style fine-tuning, reward net and corrector afterwards",
-    "style+tta": "style fine-tuning, TTA",
-    "style+tto": "style fine-tuning, TTA and TTO (auto)",
     "iteration_1": "rl4seg3d, 1 iteration",
     "iteration_2": "rl4seg3d, 2 iterations",
     "iteration_3": "rl4seg3d, 3 iterations",
     "iteration_4": "rl4seg3d, 4 iterations",
     "iteration_1+tta": "rl4seg3d, 1 iteration, TTA",
+    "iteration_1+tto": "rl4seg3d, 1 iteration, TTA and TTO (auto)",
+    "legacy": "the same PPO on rewards as the original makes them",
     "oracle": "bound: PPO on the true labels of the target, 1 iteration",
 }
 """Rows by key; all that are adapted start from the style actor."""
@@ -170,7 +170,7 @@ def mean(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]], name: str) ->
 def rewards_of(folder: Path) -> list[list[str]]:
     """Quality of every judge, averaged over seeds."""
     found: dict[str, list[dict[str, float]]] = {}
-    for place in sorted(folder.glob("seed_*/rewards.json")):
+    for place in sorted(folder.glob("seed_*/rewards*.json")):
         for name, numbers in json.loads(place.read_text(encoding="utf-8")).items():
             found.setdefault(name, []).append(numbers)
     found.pop("temperatures", None)

@@ -280,7 +280,7 @@ def test_shipped_code_has_no_assert_and_no_stub():
 
 def declared_dependencies() -> set[str]:
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = [line for name in ("io", "log", "export", "slurm") for line in extras[name]]
+    optional = [line for name in ("io", "log", "export", "slurm", "video") for line in extras[name]]
     lines = [*PROJECT["project"]["dependencies"], *optional]
     return {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].lower() for line in lines}
 

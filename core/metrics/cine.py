@@ -62,7 +62,7 @@ class CineReport:
         es_frame: Frame of least area.
         edv_ml: Volume at `ed_frame`.
         esv_ml: Volume at `es_frame`.
-        ejection_fraction: In [0, 1]; NaN if a volume is missing.
+        ejection_fraction: In [0, 1]; NaN if a volume is missing, or there is one frame only.
         heart_rate_bpm: From the time between equal phases of different beats; NaN without the frame time, or
             with fewer than two beats.
         limits: What to bear in mind about the ejection fraction.
@@ -207,7 +207,7 @@ def describe(
         es_frame=es,
         edv_ml=edv,
         esv_ml=esv,
-        ejection_fraction=(edv - esv) / edv if edv > 0 else math.nan,
+        ejection_fraction=(edv - esv) / edv if edv > 0 and count > 1 else math.nan,
         heart_rate_bpm=_heart_rate(cycles, frame_time_s),
         limits=(*LIMITS, *_own_limits(count, pixels, cycles, length)),
     )

@@ -120,7 +120,7 @@ class NamedFile(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
     help="How several rewards become one.",
 )
 @click.option("--gif", is_flag=True, help="Write a moving picture of each file, as --preview does.")
-@click.option("--mp4", is_flag=True, help="Write it as MP4; needs ffmpeg.")
+@click.option("--mp4", is_flag=True, help="Write it as MP4; needs ffmpeg, which the extra `video` brings.")
 @click.option("--view", default=None, help="View that a TorchScript package is told: a2c, a3c, a4c.")
 @click.option(
     "--rules",

@@ -80,7 +80,7 @@ def run(job: DemoJob, scale: Scale | None = None) -> DemoResult:
             "device": "cpu",
         },
     }
-    job.say("training: source actor, style-tuned actor, corrector, pairs, two reward nets, PPO")
+    job.say("training: source actor, style-tuned actor, corrector, pairs, reward nets, PPO")
     adapted = _train(job, values, job.folder / "runs" / "adapted")
     job.say("control: the same PPO on a reward of noise")
     (style,) = (adapted / "stages").glob("*_style")
@@ -195,7 +195,7 @@ def _panels(job: DemoJob, values: Mapping[str, Any], run_dir: Path) -> str:
 
 _SUBTITLE = (
     "A network for sequences was trained on one synthetic scanner. Sequences of another scanner have no "
-    "labels. Two reward nets, trained on the source, judge label maps on the new sequences, and PPO improves "
+    "labels. Reward nets, trained on the source, judge label maps on the new sequences, and PPO improves "
     "the network against that judgement."
 )
 _COMMANDS = (

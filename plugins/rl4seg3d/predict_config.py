@@ -55,7 +55,7 @@ class PredictConfig(Block):
     gif: bool = False
     """Write a moving picture of each file."""
     mp4: bool = False
-    """As MP4; needs the program ffmpeg."""
+    """As MP4; needs the program ffmpeg, which the extra `video` brings."""
     overwrite: bool = False
     """Replace results that exist."""
     rules: str | None = None

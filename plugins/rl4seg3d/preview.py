@@ -41,7 +41,7 @@ def draw_frames(
 def write_movie(
     path: Path, sequence: EchoSequence, labels: NDArray[np.uint8], names: Mapping[str, int], *, kind: str
 ) -> None:
-    """Write a GIF, or an MP4 where ffmpeg is installed.
+    """Write a GIF, or an MP4 where there is ffmpeg.
 
     Ten frames a second, or the rate of the file where it is slower.
 
@@ -58,15 +58,24 @@ def write_movie(
 
 
 def require_ffmpeg() -> str:
-    """Return the path of ffmpeg.
+    """Return the path of ffmpeg: that of this machine, or that of the extra `video`.
 
     Raises:
         ConfigError: It is not installed.
     """
     found = shutil.which("ffmpeg")
-    if found is None:
-        raise ConfigError("--mp4", why="the program ffmpeg is not installed", do="install it, or use --gif")
-    return found
+    if found is not None:
+        return found
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        return str(get_ffmpeg_exe())
+    except (ImportError, RuntimeError) as error:  # RuntimeError: the package came without its program
+        raise ConfigError(
+            "--mp4",
+            why="the program ffmpeg is not installed",
+            do="pip install 'medrl[video]', which brings it, or use --gif",
+        ) from error
 
 
 def _gif(pictures: NDArray[np.uint8], rate: float) -> bytes:

@@ -20,6 +20,7 @@ def write(folder: Path) -> dict[str, Any]:
     return {
         "data": {"root": str(source), "layout": "auto", "folds": 3},
         "target": {"root": str(target), "layout": "auto"},
+        "sample": {"spacing_mm": [0, 0], "equalise": "off"},
         "model": _NETWORK,
         "critic": _NETWORK,
         "reward_model": _NETWORK,

@@ -361,6 +361,12 @@ def test_a_checkpoint_of_medrl_predicts_with_its_own_plan_and_reward_nets(predic
     report = report_of(tmp_path / "out", "x")
     assert report["network_grid"] == {"shape": [40, 40, 3], "spacing_mm": [0.5, 0.5], "equalised": False}
     assert sorted(report["rewards"]) == ["anatomical", "fused"]
+    assert report["notes"] == []
+    write_checkpoint(path, states, {**meta, "rewards_ready": [], "spacing": [0.9, 0.5]})
+    predict(image, PredictConfig(overwrite=True), checkpoints=[path])
+    assert report_of(tmp_path / "out", "x")["notes"] == [
+        "the network sees pixels of 0.5,0.5 mm and was trained on 0.9,0.5 mm; --spacing 0.9,0.5 resamples"
+    ]
     gone = {**meta, "config": {**meta["config"], "rules": "such_as_there_are_none"}}
     write_checkpoint(path, states, {**gone, "rewards_ready": []})
     with pytest.raises(ConfigError, match="such_as_there_are_none"):

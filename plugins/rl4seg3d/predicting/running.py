@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,8 @@ from .writing import write_probabilities
 if TYPE_CHECKING:
     from medrl.core.jobs import PredictJob
 
+_UNLIKE = 1.5
+"""Factor between pixel sizes from which on a network is out of its depth."""
 _log = logging.getLogger("medrl.rl4seg3d")
 
 
@@ -143,6 +146,10 @@ class SequenceRun(CaseLoop):
         clock.lap("read")
         prepared = prepare(sequence, self.model.plan)
         images = torch.from_numpy(prepared.images)
+        odd = unlike(prepared.spacing_mm, self.model.facts.get("pixel_mm"))
+        if odd:
+            _log.warning("case %s: %s", case.id, odd)
+            sequence = replace(sequence, notes=(*sequence.notes, odd))
         clock.lap("prepare")
         found = (
             self._package(sequence, prepared)
@@ -374,6 +381,17 @@ class SequenceRun(CaseLoop):
             "settings": self.config.model_dump(mode="json"),
             "labels": dict(self.model.label_names),
         }
+
+
+def unlike(pixel_mm: Sequence[float], trained_mm: Sequence[float] | None) -> str:
+    """Say that pixels are of another size than those a network was trained on, or nothing."""
+    if not trained_mm or len(trained_mm) < 2:
+        return ""
+    apart = max(abs(math.log(own / was)) for own, was in zip(pixel_mm, trained_mm[:2], strict=True))
+    if apart < math.log(_UNLIKE):
+        return ""
+    own, was = (",".join(f"{step:.3g}" for step in size) for size in (pixel_mm, trained_mm[:2]))
+    return f"the network sees pixels of {own} mm and was trained on {was} mm; --spacing {was} resamples"
 
 
 def _summary(values: NDArray[np.float32], prepared: Prepared) -> dict[str, Any]:

@@ -87,5 +87,6 @@ def load_trained(checkpoint: Checkpoint, manager: PluginManager) -> Model:
             "step": checkpoint.meta.get("step"),
             "rules": cfg.rules,
             "temporal_rules": cfg.temporal_rules,
+            "pixel_mm": checkpoint.meta.get("spacing"),
         },
     )
