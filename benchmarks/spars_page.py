@@ -218,20 +218,21 @@ def aims(phantom: Found, large: Found) -> list[list[str]]:
     false = phantom.values("scan", FULL, "false_positive")
     text = f"{sum(false.values()):.0f} of {len(false)}" if false else "–"
     add("no false positive on tumour-free volumes", text, sum(false.values()) == 0 if false else None)
-    for budget in (FULL,):
-        names = [name for name in LEARNED if name in phantom.rows]
-        best = max(names, key=lambda name: interval(phantom.values(name, budget)).mean, default="")
-        gap = interval(phantom.gap(best, "random", (budget, budget))) if best else Gap(*[math.nan] * 3)
+    # The policy is named beforehand: the first of `LEARNED`.
+    name = next(iter(LEARNED))
+    for budget in [key for key in phantom.budgets() if key in phantom.rows.get(name, {})] or [FULL]:
+        gap = interval(phantom.gap(name, "random", (budget, budget)))
         add(
-            f"phantoms, full length: {LEARNED.get(best, 'self-play')} above a random walk (interval above 0)",
+            f"phantoms, {heading(budget)}: {LEARNED[name]} above a random walk (interval above 0)",
             shown(gap, signed=True),
-            gap.low > 0 if best else None,
+            None if math.isnan(gap.mean) else gap.low > 0,
         )
-    won = [words for words, both in wins(large, "large") + wins(phantom, "phantoms") if both]
+    every = wins(large, "large volumes") + wins(phantom, "phantoms")
+    won = [words for words, both in every if both]
     measured = bool(large.rows or phantom.rows)
     add(
         "a regime where self-play beats greedy look-ahead and random tiles at an equal budget",
-        "; ".join(won) if won else "none" if measured else "–",
+        f"{'; '.join(won) if won else 'none'} ({len(won)} of {len(every)} comparisons)" if measured else "–",
         bool(won) if measured else None,
     )
     return rows
@@ -240,7 +241,7 @@ def aims(phantom: Found, large: Found) -> list[list[str]]:
 def wins(found: Found, where: str) -> list[tuple[str, bool]]:
     """By learned policy and budget: whether Dice is above greedy and tiles, both intervals above zero."""
     out = []
-    for name in LEARNED:
+    for name in (name for name in LEARNED if name != "imitation"):
         for budget in found.rows.get(name, {}):
             gaps = [interval(found.gap(name, rival, (budget, budget))) for rival in ("greedy", "tiles")]
             if all(not math.isnan(gap.mean) for gap in gaps):
