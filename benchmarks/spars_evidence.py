@@ -94,13 +94,13 @@ SCALES = {
     "full": Scale(
         phantom={"cases": 152, "test_cases": 32, "shape": (64, 64, 48), "free": 0.5, "test_free": 0.25},
         large={"cases": 24, "test_cases": 16, "shape": (128, 128, 64), "free": 0.0, "test_free": 0.0},
-        budgets={"phantom": (48, 96, 384), "large": (32, 64, 128, 256), "ct": (96,)},
+        budgets={"phantom": (32, 64, 128, 384), "large": (64, 128, 256, 512), "ct": (96,)},
         values={
             "data": {"folds": 6, "fold": 0},
             "train": {"threads": 1, "device": "cpu", "checkpoint_every": 1000},
             "score": {"window": [16, 16, 8], "stride": [4, 4, 4]},
         },
-        updates={"phantom": 20, "large": 40},
+        updates={"phantom": 60, "large": 100},
     ),
     "tiny": Scale(
         phantom={
@@ -200,8 +200,8 @@ class Job:
 
 BOTH = ("phantom", "large")
 JOBS = (
-    Job("classifier", 75),
-    Job("rivals", 60, needs=("phantom/classifier",)),
+    Job("classifier", 90),
+    Job("rivals", 50, needs=("phantom/classifier",)),
     Job("guided", 50, needs=("phantom/rivals",)),
     Job("frozen", 35, needs=("phantom/rivals",)),
     Job("rivals", 90, ("large",), needs=("phantom/classifier",)),
