@@ -45,9 +45,9 @@ def medrl_plugin_info() -> PluginInfo:  # type: ignore[empty-body]  # a specific
     """Say who the plugin is; the only hook that every plugin must implement.
 
     `name` must equal the name of the entry point, and `api` the plugin API that the plugin was written for
-    (now 1). A method also names `config`, its config model. `trial` names a function that writes tiny data and
-    returns the config values of a trial on them, for ``medrl plugins check`` and ``--fast-dev-run``; without it
-    both take synthetic prostates. `networks` is for ``medrl model export``. All of it is in
+    (now 1). A method also names `config`, its config model. `trial` names a function that writes tiny data
+    and returns the config values of a trial on them, for ``medrl plugins check`` and ``--fast-dev-run``;
+    without it both take synthetic prostates. `networks` is for ``medrl model export``. All of it is in
     `medrl.core.types.PluginInfo`.
 
     Example::

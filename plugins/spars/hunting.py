@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,7 +89,12 @@ def policy_named(name: str, cfg: SparsConfig, table: ScoreTable, agent: HuntAgen
                 "policy self-play", why="this run has no trained agent", do="medrl train spars --stage play"
             )
         return SelfPlay(agent, Observer.of(table, **sizes(cfg)))
-    simple = {"scan": Scan, "greedy": GreedyLookAhead, "random": RandomWalk, "tiles": RandomTiles}
+    simple: dict[str, Callable[[], Policy]] = {
+        "scan": Scan,
+        "greedy": GreedyLookAhead,
+        "random": RandomWalk,
+        "tiles": RandomTiles,
+    }
     if name not in simple:
         raise ConfigError(f"--policy {name}", why="unknown", do=", ".join(NAMES))
     return simple[name]()
