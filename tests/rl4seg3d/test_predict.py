@@ -289,6 +289,19 @@ def test_what_a_model_cannot_give_is_refused_before_the_first_file(predict, tmp_
     assert report_of(tmp_path / "out", "x")["tto"]["why"] == "the model has no reward nets"
 
 
+def test_options_that_mean_nothing_here_are_said_to_do_nothing(predict, tmp_path, tools, monkeypatch, caplog):
+    from medrl.plugins.rl4seg3d.predicting import model
+
+    monkeypatch.setattr(model, "read_weights", lambda *_a, **_k: _weights_of(Brightness()))
+    path = tools.save(tmp_path / "in" / "x.nii.gz", tools.speckle(40, 36, 2))
+    predict(path, PredictConfig(equalise="off"), overlap=0.25, statistics=True)
+    assert "--overlap does nothing" in caplog.text
+    assert "--statistics adds nothing" in caplog.text
+    caplog.clear()
+    predict(path, PredictConfig(equalise="off", overwrite=True))
+    assert "nothing" not in caplog.text
+
+
 # -- TorchScript -------------------------------------------------------------------------------------
 
 

@@ -361,6 +361,10 @@ class SequenceRun(CaseLoop):
             )
         if self.config.tto.mode != "off" and not self.model.rewards:
             _log.warning("--tto %s does nothing: the model has no reward nets", self.config.tto.mode)
+        if job.overlap != type(job).overlap:
+            _log.warning("--overlap does nothing: windows of four frames begin at every second frame")
+        if job.statistics:
+            _log.warning("--statistics adds nothing: areas and volumes are in reports/ always")
         if self.config.mp4:
             preview.require_ffmpeg()
 
