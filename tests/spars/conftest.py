@@ -38,8 +38,9 @@ class DenseScorer(nn.Module):
 class LazyScorer(DenseScorer):
     """A network that sees the content of windows alone, without a dense form."""
 
-    kind = "compact"
+    kind = "faithful"
     has_dense = False
+    local = True
 
     def __init__(self, weight=1.0):
         super().__init__(weight)
