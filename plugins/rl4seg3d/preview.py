@@ -19,12 +19,17 @@ from .io import EchoSequence, scaled
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66))
 """Colours that people with colour-vision deficiency tell apart (Okabe and Ito 2008)."""
 FRAMES_A_SECOND = 10.0
+LEAST_SIDE = 160
+"""Pixels of the shorter side; smaller frames are enlarged by a whole number."""
 
 
 def draw_frames(
     sequence: EchoSequence, labels: NDArray[np.uint8], names: Mapping[str, int]
 ) -> NDArray[np.uint8]:
-    """Draw `(T, Y, X, 3)`: x to the right, y down, square pixels, outlines of each label in its colour."""
+    """Draw `(T, Y, X, 3)`: x to the right, y down, square pixels, outlines of each label in its colour.
+
+    Small frames are enlarged to a shorter side of at least `LEAST_SIDE`.
+    """
     from scipy import ndimage
 
     images = np.round(scaled(sequence.frames) * 255).astype(np.uint8)
@@ -35,7 +40,9 @@ def draw_frames(
             mask = value == labels[..., t].T
             edge = mask & ~ndimage.binary_erosion(mask)
             pictures[t][edge] = COLOURS[number % len(COLOURS)]
-    return _square(pictures, sequence.spacing_mm)
+    square = _square(pictures, sequence.spacing_mm)
+    times = -(-LEAST_SIDE // min(square.shape[1:3]))
+    return square.repeat(times, axis=1).repeat(times, axis=2) if times > 1 else square
 
 
 def write_movie(

@@ -256,7 +256,7 @@ def test_one_file_may_be_given_a_file_of_its_own_and_a_movie(predict, tmp_path, 
     from PIL import Image
 
     with Image.open(tmp_path / "there" / "previews" / "x.gif") as movie:
-        assert (movie.n_frames, movie.size) == (3, (40, 72))
+        assert (movie.n_frames, movie.size) == (3, (160, 288))
 
 
 def test_the_report_says_what_was_found(predict, tmp_path, tools, monkeypatch):

@@ -34,7 +34,7 @@ def test_an_mp4_has_a_frame_for_each_of_the_sequence_and_even_sides(sequence, tm
     write_movie(tmp_path / "a.mp4", sequence, labels_of(sequence), NAMES, kind="mp4")
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))
-    assert (frames, next(reader)["size"]) == (6, (32, 40))
+    assert (frames, next(reader)["size"]) == (6, (164, 200))
     reader.close()
 
 
