@@ -88,6 +88,7 @@ class KSpaceEnv:
         self._quality = torch.zeros(num_envs, device=device)
         self._under_way: UnderWay | None = None
         self._view: View | None = None
+        self._seen: dict[str, Tensor] | None = None
         features = observer.features
         self._always = bool(set(observe) & {"seg_prob", "columns"})
         self._segment = (
@@ -148,6 +149,7 @@ class KSpaceEnv:
         under_way = self._now
         self._refuse(lines)
         self.observer.forget()
+        self._seen = None
         self.mask.scatter_(1, lines.unsqueeze(1), value=True)
         under_way.add(lines)
         self.taken += 1
@@ -184,7 +186,9 @@ class KSpaceEnv:
         if self._view is not None:
             self.observer.remember(self.case, self.mask, self._view)
         if "columns" in self.observe:
-            found |= self.observer.features_of(found)
+            if self._seen is None:
+                self._seen = dict(self.observer.features_of(found))
+            found |= self._seen
         if "kspace" in self.observe:
             found["kspace"] = torch.view_as_real(self.cases.measured(self.case, self.mask))
         if "zf" in self.observe:
@@ -260,17 +264,34 @@ class KSpaceEnv:
         self.mask[where] = self.cases.rows("initial", own) if mask is None else mask.to(device)
         fresh = UnderWay(self.cases, self.reward.quality, own, self.mask[where])
         if self._under_way is None or len(chosen) == self.num_envs:
-            self._under_way, self._view = fresh, None
+            self._under_way, self._view, self._seen = fresh, None, None
         else:
             self._under_way.put(where, fresh)
         if self._always or self.reward.mode == "delta":
             view = self.observer.view(own, self.mask[where], coil_images=fresh.images, segment=self._segment)
+            self._see(where, view)
             self._view = view if self._view is None else self._view.put(where, view)
         else:
             self._view = None
         self._quality[where] = 0.0
         if self.reward.mode == "delta":
             self._score(where)
+
+    def _see(self, where: Tensor, view: View) -> None:
+        """Renew the features of episodes that have begun; those of the others are as they were."""
+        if self._seen is None:
+            return
+        names = {
+            "case": self.case,
+            "mask": self.mask,
+            "remaining": self.budget - self.taken,
+            "taken": self.taken,
+        }
+        own = {name: value[where] for name, value in names.items()}
+        self.observer.remember(own["case"], own["mask"], view)
+        fresh = self.observer.features_of(own)
+        self.observer.forget()
+        self._seen = {name: value.index_copy(0, where, fresh[name]) for name, value in self._seen.items()}
 
     @property
     def _now(self) -> UnderWay:
