@@ -90,7 +90,7 @@ class TopkConfig(Block):
 class PseudoConfig(Block):
     """Pseudo-masks of positive training volumes, and their guards (findings, recipe 3)."""
 
-    rounds: int = Field(default=2, ge=1)
+    rounds: int = Field(default=1, ge=1)
     """Rounds of pseudo-masks and fraction head; a guarded round that fails is left out."""
     region: float = Field(default=0.2, ge=0.0)
     """Stage-1 score above which voxels are looked at, dilated by `dilate`."""
@@ -133,7 +133,7 @@ class GateConfig(Block):
     statistic: Literal["share", "peak"] = "share"
     """What counts in a component: the share of its voxels with a presence above 0.3, or the largest presence
     (findings; it let more distractors through)."""
-    margin: float = 0.03
+    margin: float = 0.01
     """Added to the largest value of components of tumour-free validation volumes."""
     limits: tuple[float, float] = (0.05, 0.6)
     """Between which the gate lies."""
