@@ -322,7 +322,7 @@ def executor_of_stages(call: Call, config: Any) -> Any:
     Raises:
         ConfigError: The method has no stages.
     """
-    if not {"stage", "alone"} <= set(type(config).model_fields):
+    if "stage" not in type(config).model_fields:
         raise ConfigError("--by stage", why=f"method '{call.method}' has no stages", do="leave it out")
     from medrl.core.executors import make_executor, parse_resources
 

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from medrl.core.errors import ConfigError, DataError, RuntimeFault
+from medrl.core.errors import ConfigError, DataError, Interrupted, RuntimeFault
 
 RECORD = "stages.json"
 
 _SCHEMA = 1
+_NOT_DONE = {"running": "it was interrupted", "stopped": "it was stopped"}
 _log = logging.getLogger("medrl.stages")
 
 Input: TypeAlias = "Path | str | int | float | bool | Sequence[Input] | None"
-State: TypeAlias = Literal["done", "running", "failed", "changed"]
+State: TypeAlias = Literal["done", "running", "stopped", "failed", "changed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,9 @@ class StageStatus:
     """What is known about one stage.
 
     Attributes:
-        state: ``done``; ``running``: it is at work, or was killed; ``failed``; ``changed``: an output is not
-            what was written.
-        reason: Why it failed or what changed.
+        state: ``done``; ``running``: it is at work, or was killed; ``stopped`` by a signal; ``failed``;
+            ``changed``: an output is not what was written.
+        reason: Why it was stopped or failed, or what changed.
         seconds: How long its last run took.
         finished: UTC time of its end, ISO 8601.
     """
@@ -101,7 +102,7 @@ class Pipeline:
         if not name:
             raise ConfigError("pipeline", why="a stage has an empty name")
         places = [self.root / output for output in outputs]
-        hashes = {key: _input_hash(value, f"stage {name}: input {key!r}") for key, value in inputs.items()}
+        hashes = {key: input_hash(value, f"stage {name}: input {key!r}") for key, value in inputs.items()}
         reason = self._why(name, hashes, places)
         if not reason:
             _log.info("stage %s is done", name)
@@ -117,9 +118,11 @@ class Pipeline:
         except BaseException as error:
             seconds = round(time.monotonic() - started, 3)
             why = f"{type(error).__name__}: {error}"
+            by_signal = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            state = "stopped" if by_signal else "failed"
             # The first cause matters more than a record that cannot be written.
             with contextlib.suppress(RuntimeFault):
-                self._mark(name, {"state": "failed", "reason": why, "seconds": seconds, "finished": _now()})
+                self._mark(name, {"state": state, "reason": why, "seconds": seconds, "finished": _now()})
             raise
         self._mark(
             name,
@@ -132,6 +135,15 @@ class Pipeline:
             },
         )
         return True
+
+    def begin(self) -> None:
+        """Write the record if there is none, so that the folder is known as that of a pipeline.
+
+        Raises:
+            RuntimeFault: It cannot be written.
+        """
+        if not self.record.is_file():
+            self._write()
 
     def status(self) -> dict[str, StageStatus]:
         """Every recorded stage, in the order of first running; outputs are hashed again."""
@@ -156,7 +168,7 @@ class Pipeline:
         if record is None:
             return "it has never run"
         if record["state"] != "done":
-            return "it was interrupted" if record["state"] == "running" else "it failed"
+            return _NOT_DONE.get(record["state"], "it failed")
         before = record["inputs"]
         changed = sorted(key for key in {*before, *inputs} if before.get(key) != inputs.get(key))
         if changed:
@@ -189,8 +201,11 @@ class Pipeline:
         return dict(stages)
 
     def _mark(self, name: str, record: dict[str, Any]) -> None:
-        """Write the record whole or not at all."""
         self._stages[name] = record
+        self._write()
+
+    def _write(self) -> None:
+        """Write the record whole or not at all."""
         text = json.dumps({"schema": _SCHEMA, "stages": self._stages}, indent=2) + "\n"
         temporary: Path | None = None
         try:
@@ -250,15 +265,24 @@ def _changed_output(root: Path, outputs: Mapping[str, str]) -> str:
     return ""
 
 
-def _input_hash(value: Any, where: str) -> str:
-    """Hash of an input: of the content of a path, of the text of a plain value."""
+def input_hash(value: Any, where: str) -> str:
+    """Return the hash of an input: of the content of a path, of the text of a plain value.
+
+    Args:
+        value: As `Pipeline.stage` takes it.
+        where: What messages call it.
+
+    Raises:
+        DataError: A path does not exist or cannot be read.
+        ConfigError: It is neither a path nor a plain value.
+    """
     if isinstance(value, Path):
         try:
             return "path:" + path_hash(value)
         except DataError as error:
             raise DataError(where, why=str(error)) from error
     if isinstance(value, list | tuple):
-        parts = [_input_hash(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        parts = [input_hash(item, f"{where}[{index}]") for index, item in enumerate(value)]
         return "list:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if value is None or isinstance(value, bool | int | float | str):
         text = json.dumps(value)

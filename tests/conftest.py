@@ -130,3 +130,25 @@ def _logger_as_it_was():
     before = logger.propagate, logger.level, list(logger.handlers)
     yield
     logger.propagate, logger.level, logger.handlers[:] = before[0], before[1], before[2]
+
+
+@pytest.fixture
+def in_this_process():
+    """An executor that does the tasks one after the other in this process, as their words say."""
+    from medrl.cli.main import run
+    from medrl.core.executors import Executor, TaskEnd
+
+    class InThisProcess(Executor):
+        def __init__(self):
+            self.asked = []
+
+        def run(self, tasks, *, folder, tell=None):
+            ends = {}
+            for task in tasks:
+                blocked = [name for name in task.after if not ends[name].ok]
+                self.asked += [] if blocked else [task.name]
+                code = -1 if blocked else run(list(task.arguments))
+                ends[task.name] = TaskEnd(name=task.name, code=code, log=folder / f"{task.name}.log")
+            return ends
+
+    return InThisProcess()

@@ -7,9 +7,7 @@ holds a checkpoint after each stage, so that `medrl predict` and `medrl resume` 
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medrl.core import rng
-from medrl.core.errors import ConfigError, MedrlError, RuntimeFault
+from medrl.core.errors import ConfigError, RuntimeFault
 from medrl.core.runlog import RunFolder
-from medrl.core.stages import Pipeline, path_hash
+from medrl.core.staged import RankedPipeline
 
 from .stages import Files, Stage, folder_of, stage_job
 
@@ -51,7 +49,7 @@ class Loop(ABC):
     def __init__(self, rt: Runtime, job: TrainJob, stages: Sequence[Stage]) -> None:
         self.rt, self.job, self.stages = rt, job, list(stages)
         self.root = rt.run.dir
-        self.pipeline = Pipeline(self.root) if rt.is_main else None
+        self.pipeline = RankedPipeline(rt)
 
     # -- what a method says ------------------------------------------------------------------------
 
@@ -152,7 +150,7 @@ class Loop(ABC):
         if not wanted:
             names = ", ".join(dict.fromkeys(stage.kind for stage in self.stages))
             raise ConfigError(f"--stage {kind}", why=f"this config has no such stage, only {names}")
-        done = self._done()
+        done = self.pipeline.done()
         open_ones = [stage for stage in wanted if stage.name not in done]
         if not open_ones:
             _log.info("stage %s is done in every iteration", kind)
@@ -166,74 +164,21 @@ class Loop(ABC):
             )
         return chosen
 
-    def _done(self) -> set[str]:
-        done = set()
-        if self.pipeline is not None:
-            done = {name for name, status in self.pipeline.status().items() if status.state == "done"}
-        return set(self.rt.ranks.exchange("stages done", done)[0])
-
     # -- one stage ---------------------------------------------------------------------------------
 
     def _do(self, stage: Stage) -> bool:
         """Do a stage on all ranks unless it is done; rank 0 decides and keeps the record."""
-        ranks = self.rt.ranks
         inputs = self.inputs_of(stage)
-        if self.pipeline is None:
-            answer = ranks.exchange("stage", None)[0]
-            if isinstance(answer, MedrlError):
-                raise answer
-            if answer:
-                self._begin(stage, inputs)
-            return bool(answer)
-        told = False
-
-        def go() -> None:
-            nonlocal told
-            told = True
-            ranks.exchange("stage", True)
-            self._begin(stage, inputs)
-
-        try:
-            ran = self.pipeline.stage(
-                stage.name, inputs=self._inputs(inputs), outputs=self.outputs_of(stage), run=go
-            )
-        except MedrlError as error:
-            if not told:
-                ranks.exchange("stage", error)
-            raise
-        if not told:
-            ranks.exchange("stage", False)
-        return ran
-
-    def _inputs(self, inputs: Files) -> dict[str, Any]:
-        """Everything that decides what a stage writes: config, images, files of other stages."""
-        files = {name: list(path) if isinstance(path, tuple) else path for name, path in inputs.items()}
-        return {"config": self.job.resolved.hash, **self.decides(), **files}
-
-    def _begin(self, stage: Stage, inputs: Files) -> None:
         folder = self.root / folder_of(stage)
-        self._clear_if_stale(folder, inputs)
-        self.work(stage, stage_job(self.job, stage, inputs, folder))
-
-    def _clear_if_stale(self, folder: Path, inputs: Files) -> None:
-        """Remove what a stage wrote from other inputs; what it wrote from these is continued."""
-        failure: MedrlError | None = None
-        if self.rt.is_main:
-            try:
-                wanted = {
-                    name: [path_hash(item) for item in (path if isinstance(path, tuple) else (path,))]
-                    for name, path in sorted(inputs.items())
-                }
-                note = folder.with_suffix(".inputs.json")
-                known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-                if folder.exists() and known != wanted:
-                    _log.info("%s was made from other inputs; it is made again", folder.name)
-                    shutil.rmtree(folder)
-                note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            except MedrlError as error:
-                failure = error
-        self.rt.ranks.raise_together("preparing the stage", failure)
+        return self.pipeline.stage(
+            stage.name,
+            settings={"config": self.job.resolved.hash},
+            decides=self.decides(),
+            files=inputs,
+            outputs=self.outputs_of(stage),
+            folder=folder,
+            run=lambda: self.work(stage, stage_job(self.job, stage, inputs, folder)),
+        )
 
     def _work_and_tell(self, work: Callable[[Beat], object]) -> str:
         """Work on rank 0, and tell the others every now and then that it goes on."""

@@ -192,9 +192,13 @@ class CheckpointStore:
         self.on_saved(path, step)
         return path
 
+    @property
+    def _last(self) -> Path:
+        return self.folder / "last.pt"
+
     def _point_last(self, path: Path) -> None:
         """Make ``last.pt`` the same file as `path`, in one rename."""
-        last = self.folder / "last.pt"
+        last = self._last
         temporary = self.folder / f".last.pt.{os.getpid()}.tmp"
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -260,6 +264,8 @@ class CheckpointStore:
         if self._peers.rank == 0:
             try:
                 found = self._newest()
+                if found is not None and _STEP_FILE.fullmatch(found.path.name) and not self._last.exists():
+                    self._point_last(found.path)
             except MedrlError as error:
                 failure = error
         _raise_first(self._peers.exchange("resume", failure))

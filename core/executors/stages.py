@@ -35,7 +35,7 @@ def run_stages(
     minutes_of: Callable[[Stage], int] = lambda _stage: 0,
     retries: int = 0,
 ) -> None:
-    """Do the stages of a run that are left, each as a task.
+    """Do the stages of a run from the first that is not done, each as a task; one that is done does nothing.
 
     Where all are done, the last is asked once more: it looks whether an input has changed since.
 
@@ -54,9 +54,10 @@ def run_stages(
     tries = 0
     while True:
         done = stages_done(job.run_dir)
-        left = [stage for stage in stages if stage.name not in done]
+        # What comes after a stage that is done again may read it.
+        first_open = next((at for at, stage in enumerate(stages) if stage.name not in done), -1)
         ends = executor.run(
-            stage_tasks(job, left or [stages[-1]], settings=settings, minutes_of=minutes_of),
+            stage_tasks(job, stages[first_open:], settings=settings, minutes_of=minutes_of),
             folder=folder,
             tell=_tell,
         )

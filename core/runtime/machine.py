@@ -61,6 +61,7 @@ class Runtime:
         run: The run folder; only the main rank writes to it.
         job: The training job.
         checkpoint: What is saved and restored.
+        outcome: What the manifest says after a normal end; ``interrupted`` where more is to be done.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Runtime:
         self.best_step = 0
         self.best_name = "metric"
         self.completed = 0
+        self.outcome = "finished"
         self._stop = stop
         self._precision = str(self.train.precision)
         self._stepper = Stepper(ranks, device, fp16=self._precision == "fp16", event=self._event)
@@ -370,6 +372,12 @@ class Runtime:
             self.checkpoint.save(step, kind="best", metric=value)
         return better
 
+    def finish(self) -> None:
+        """Save what the loop left unsaved; done anyway when the method returned normally."""
+        self.ranks.meet("end of the run")
+        if any(True for _ in self.checkpoint.registered()) and self.completed:
+            self._save(self.completed)
+
     # -- private -----------------------------------------------------------------------------------
 
     def _save(self, step: int) -> None:
@@ -383,12 +391,6 @@ class Runtime:
         _log.warning("signal %d: saving after step %d and stopping", number, step)
         self._save(step)
         raise Interrupted(number, checkpoint=str(self.checkpoint.folder / "last.pt"))
-
-    def _finish(self) -> None:
-        """Save what the loop left unsaved, after the method returned normally."""
-        self.ranks.meet("end of the run")
-        if any(True for _ in self.checkpoint.registered()) and self.completed:
-            self._save(self.completed)
 
     def _check_accumulation(self) -> None:
         if int(self.train.accumulate) > 1 and not self._micro_used:

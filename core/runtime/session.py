@@ -71,8 +71,8 @@ def session(cls: type[Runtime], job: TrainJob) -> Iterator[Runtime]:
             rt._observe = _observer(job)
         rt._observe("medrl_run_started", run=run)
         yield rt
-        rt._finish()
-        outcome = "finished"
+        rt.finish()
+        outcome = rt.outcome
     except Interrupted:
         outcome = "interrupted"
         raise

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from medrl.core.checkpoint import find_checkpoint
 from medrl.core.errors import ConfigError
+from medrl.core.staged import is_staged, run_staged
 
 from . import restoring, stages, thresholds, train
 from .config import SparsConfig
@@ -13,6 +14,9 @@ from .data import Loaded, load
 from .hunting import make_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from medrl.core.jobs import TrainJob
     from medrl.core.runtime import Runtime
 
@@ -35,11 +39,41 @@ def run(job: TrainJob) -> None:
     if cfg.stage != "classifier" and cfg.inputs.classifier is not None:
         find_checkpoint(cfg.inputs.classifier, "last")
     data = load(cfg)
+    if is_staged(job):
+        run_parts(job, cfg, data)
+        return
     with job.runtime() as rt:
         if cfg.stage == "classifier":
             stages.train_classifier(rt, cfg, data)
         else:
             play(rt, cfg, data)
+
+
+def run_parts(job: TrainJob, cfg: SparsConfig, data: Loaded) -> None:
+    """Do the classifier, unless `inputs` brings it, and self-play, each as a stage with a record."""
+    given = cfg.inputs.classifier
+    crops = cfg.classifier.label_source == "crop"
+    masked = (data.train.ids if crops else ()) + (data.val.ids if crops or cfg.map.choose != "image" else ())
+    masks = [data.dataset.case(name).label for name in masked]
+
+    def work(rt: Runtime, kind: str, folders: Mapping[str, Path]) -> None:
+        if kind == "classifier":
+            stages.train_in(rt, cfg, data, folders[kind])
+        else:
+            inputs = cfg.inputs.model_copy(update=folders)
+            play(rt, cfg.model_copy(update={"inputs": inputs}), data)
+
+    run_staged(
+        job,
+        ["play"] if given is not None else ["classifier", "play"],
+        work,
+        upto="play" if cfg.stage == "all" else cfg.stage,
+        decides={
+            "volumes": data.digest(),
+            "masks": [path if path is not None and path.is_file() else None for path in masks],
+            "classifier": None if given is None else find_checkpoint(given, "last"),
+        },
+    )
 
 
 def play(rt: Runtime, cfg: SparsConfig, data: Loaded) -> None:

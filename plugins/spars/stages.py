@@ -31,12 +31,17 @@ def obtain(rt: Runtime, cfg: SparsConfig, data: Loaded) -> Path:
     if cfg.inputs.classifier is not None:
         return cfg.inputs.classifier
     folder = rt.run.dir / "stages" / "classifier"
+    train_in(rt, cfg, data, folder)
+    return folder
+
+
+def train_in(rt: Runtime, cfg: SparsConfig, data: Loaded, folder: Path) -> None:
+    """Train the classifier of self-play in a run folder of its own."""
     job = stage_job(rt.job, folder)
     _log.info("stage classifier: %s", folder)
     seed = rng.derive_seed(cfg.train.seed, "spars", "stage", "classifier")
     with rng.isolated(seed), job.runtime() as inner:
         train_classifier(inner, job.config, data)
-    return folder
 
 
 def train_classifier(rt: Runtime, cfg: SparsConfig, data: Loaded) -> None:

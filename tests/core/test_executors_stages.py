@@ -76,7 +76,7 @@ def test_what_is_done_is_not_asked_for_and_the_last_stage_looks_whether_all_is_a
     run_stages(job, STAGES, doer)
     (job.run_dir / "02_reward_1").write_text("changed")
     run_stages(job, STAGES, doer)
-    assert doer.asked == [["01_source", "02_reward_1", "03_ppo_1"], ["03_ppo_1"], ["02_reward_1"]]
+    assert doer.asked == [["01_source", "02_reward_1", "03_ppo_1"], ["03_ppo_1"], ["02_reward_1", "03_ppo_1"]]
 
 
 def test_a_record_whose_file_is_gone_is_not_trusted(job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,13 @@ class Loaded:
     def label_names(self) -> dict[str, int]:
         """``{"background": 0, <what is looked for>: 1}``."""
         return {"background": 0, self.target: 1}
+
+    def digest(self) -> str:
+        """SHA-256 of what training reads: volumes and labels of images of training and validation."""
+        parts = [
+            (part.digest, None if part.presence is None else part.labels()) for part in (self.train, self.val)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def split(self) -> dict[str, list[str]]:
         """Cases by duty."""
