@@ -117,9 +117,17 @@ ANY_PATH = click.Path(path_type=Path, resolve_path=True)
 @upstream_flags
 def train(job: TrainJob) -> None:
     """Train a student: with teachers by distillation, without them by its labels."""
-    from medrl.plugins.graft import data
+    from medrl.core.staged import is_staged
+    from medrl.plugins.graft import data, staged
     from medrl.plugins.graft import train as method
 
+    if is_staged(job):
+        staged.run(job)
+        return
+    if job.config.teachers.train:
+        raise ConfigError(
+            "teachers.train", why="teachers are trained as stages of their own", do="--by stage"
+        )
     with job.runtime() as rt:
         method.fit(rt, job.config, data.load(rt, job.config))
 

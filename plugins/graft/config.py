@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from medrl.core.config import Block, MethodConfig, ModelConfig, TrainConfig
+from medrl.core.config.blocks import MachineField
 
 from .config_data import (
     AugmentConfig,
@@ -250,6 +251,10 @@ class GraftConfig(MethodConfig):
     """Checks on the validation fold."""
     epochs: EpochsConfig = EpochsConfig()
     """Lengths in epochs, where they are wanted."""
+    stage: Literal["student", "features", "teachers"] = Field(
+        default="student", json_schema_extra=MachineField
+    )
+    """With `--by stage`, the stage up to which to go."""
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from medrl.core.config import Block
+from medrl.core.config.blocks import MachineField
 
 TargetKind = Literal["auto", "regions", "binary", "3class", "binary_classes", "nested", "separate", "classes"]
 
@@ -89,6 +90,9 @@ class TeachersConfig(Block):
     features: tuple[Path, ...] = ()
     """One folder for each teacher, or one folder that holds teacher_0, teacher_1, …; with `live`, run
     folders or checkpoints, also of nnU-Net v2; empty: no teachers, plain supervised training."""
+    train: int = Field(default=0, ge=0, json_schema_extra=MachineField)
+    """With `--by stage`: so many teachers are trained first on the same dataset, each without one fold, and
+    read out into files unless `source` is `live`; 0: those of `features`, or none."""
     source: Literal["files", "live"] = "files"
     """`files` reads what was extracted before; `live` asks the networks about every batch, after
     augmentation, which costs N forward passes a step and no disk."""
