@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,6 +93,12 @@ class Data:
     def info(self, part: Part, cfg: KspaceConfig) -> list[list[SliceInfo]]:
         """What the slices of each case are, in the order of `cases`."""
         return info_of(self.slices(part), cfg)
+
+    def digest(self) -> str:
+        """SHA-256 of what training reads: slices and labels of training and validation."""
+        return hashlib.sha256(
+            "\n".join(self.slices(part).digest for part in ("train", "val")).encode()
+        ).hexdigest()
 
     def facts(self, cfg: KspaceConfig) -> dict[str, Any]:
         """What a checkpoint says of the data."""

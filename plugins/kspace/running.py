@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from medrl.core.checkpoint import find_checkpoint
+from medrl.core.staged import is_staged, run_staged
 
-from . import domain, recon_training, reward_training, sampler, train
+from . import domain, recon_training, reward_training, sampler, stages, train
 from .config import KspaceConfig
 from .data import export_png, named_scans
 
 if TYPE_CHECKING:
     from medrl.core.jobs import TrainJob
     from medrl.core.manager import PluginManager
+    from medrl.core.runtime import Runtime
 
 
 def run(job: TrainJob) -> None:
@@ -32,9 +35,36 @@ def run(job: TrainJob) -> None:
     for part in (cfg.inputs.reward, cfg.inputs.recon) if cfg.stage == "policy" else ():
         if part is not None:
             find_checkpoint(part, "last")
+    if is_staged(job):
+        run_parts(job, cfg)
+        return
     fit = {"policy": train.fit, "reward": reward_training.fit, "recon": recon_training.fit}[cfg.stage]
     with job.runtime() as rt:
         fit(rt, cfg, domain.load(cfg))
+
+
+def run_parts(job: TrainJob, cfg: KspaceConfig) -> None:
+    """Do the parts that `inputs` does not bring, and the policy, each as a stage with a record."""
+    data = domain.load(cfg)
+    given = {name: path for name in stages.FITS if (path := getattr(cfg.inputs, name)) is not None}
+    read = {name: find_checkpoint(path, "last") for name, path in given.items()}
+
+    def work(rt: Runtime, kind: str, folders: Mapping[str, Path]) -> None:
+        found = {**given, **folders}
+        if kind == "policy":
+            inputs = cfg.inputs.model_copy(update=found)
+            train.fit(rt, cfg.model_copy(update={"inputs": inputs}), data)
+        else:
+            stages.train_part(rt, cfg, data, kind, found)
+
+    kinds = [kind for kind in stages.needed(cfg, data) if kind not in given]
+    run_staged(
+        job,
+        [*kinds, "policy"],
+        work,
+        upto=cfg.stage,
+        decides={"slices": data.digest(), "sampler": cfg.inputs.sampler, **read},
+    )
 
 
 def write_sampler(manager: PluginManager, cfg: KspaceConfig, path: Path) -> sampler.Weights:

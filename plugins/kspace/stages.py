@@ -41,13 +41,26 @@ def obtain(rt: Runtime, cfg: KspaceConfig, data: Data) -> dict[str, Path]:
         if given is not None:
             found[kind] = given
             continue
-        folder = rt.run.dir / "stages" / kind
-        job = stage_job(rt.job, kind, found, folder)
-        _log.info("stage %s: %s", kind, folder)
-        with rng.isolated(rng.derive_seed(cfg.train.seed, "kspace", "stage", kind)), job.runtime() as inner:
-            FITS[kind](inner, job.config, data)
-        found[kind] = folder
+        found[kind] = rt.run.dir / "stages" / kind
+        train_part(rt, cfg, data, kind, found)
     return found
+
+
+def train_part(rt: Runtime, cfg: KspaceConfig, data: Data, kind: str, found: Mapping[str, Path]) -> None:
+    """Train a part in its folder.
+
+    Args:
+        rt: Runtime of the policy.
+        cfg: Config of the policy.
+        data: The slices.
+        kind: `reward` or `recon`.
+        found: Run or checkpoint of each part so far, and the folder of this one.
+    """
+    others = {name: path for name, path in found.items() if name != kind}
+    job = stage_job(rt.job, kind, others, found[kind])
+    _log.info("stage %s: %s", kind, found[kind])
+    with rng.isolated(rng.derive_seed(cfg.train.seed, "kspace", "stage", kind)), job.runtime() as inner:
+        FITS[kind](inner, job.config, data)
 
 
 def needed(cfg: KspaceConfig, data: Data) -> list[str]:
