@@ -133,7 +133,7 @@ FITS: dict[tuple[str, str], set[str]] = {
         *(f"rl4seg3d.{name}" for name in ("accuracy", "accuracy_map", "pixelwise_accuracy", "random")),
     },
     ("rl4seg3d", "model.name"): NETS | {"graft.swin", "graft.unet3d", "kspace.unet"},
-    ("rl4seg3d", "critic.name"): NETS | {"graft.unet3d", "kspace.unet"},
+    ("rl4seg3d", "critic.name"): NETS | {"graft.unet3d", "kspace.unet", "spars.compact"},
     ("rl4seg3d", "reward_model.name"): NETS | {"graft.unet3d", "kspace.unet"},
     ("rl4seg3d", "reward.name"): {
         "alpha.dice",

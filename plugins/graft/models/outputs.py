@@ -35,17 +35,20 @@ def as_output(result: Any) -> StudentOutput:
     no taps, so feature distillation with them is refused where the taps are asked for.
 
     Raises:
-        ConfigError: The network returns something else.
+        ConfigError: The network returns something else, as one that judges whole images does.
     """
     if isinstance(result, StudentOutput):
         return result
-    if isinstance(result, Tensor):
-        return StudentOutput([result], {})
-    if isinstance(result, (list, tuple)) and result and all(isinstance(item, Tensor) for item in result):
-        return StudentOutput(list(result), {})
+    scales = [result] if isinstance(result, Tensor) else result
+    if isinstance(scales, (list, tuple)) and scales and all(isinstance(item, Tensor) for item in scales):
+        if all(item.ndim == 5 for item in scales):
+            return StudentOutput(list(scales), {})
+        found = f"shapes {[tuple(item.shape) for item in scales]}, not logits of every voxel"
+    else:
+        found = f"{type(result).__name__}, not logits"
     raise ConfigError(
         "model of the student",
-        why=f"its forward returned {type(result).__name__}, not logits",
+        why=f"its forward returned {found}",
         do="choose a segmentation model, for example --set model.name=graft.tiny",
     )
 
