@@ -173,10 +173,10 @@ def introduction(facts: Facts) -> list[str]:
         "",
         "Written by `benchmarks/kspace_evidence.py page`. Every patient is tested by networks that were "
         "trained on others, and reward model and policy never share patients either: of the patients "
-        "outside a test fold one half trains the reward model, the other half policies and fixed masks. Fold "
-        "and seed go together: five folds, five seeds. Intervals are 95 % bootstrap intervals over patients, "
-        "without a correction for several comparisons; with 12 patients they are too narrow to be trusted "
-        "far.",
+        "outside a test fold one half (of the real ones two thirds) trains the reward model, the others "
+        "policies and fixed masks. Fold and seed go together: five folds, five seeds. Intervals are 95 % "
+        "bootstrap intervals over patients, without a correction for several comparisons; with 12 patients "
+        "they are too narrow to be trusted far.",
         "",
         *[word for line in facts.lines for word in (line, "")],
     ]
@@ -292,7 +292,9 @@ def closing(work: Path, found: Mapping[str, Found]) -> list[str]:
         *[f"- {note}" for note in sorted(caveats)],
         "- Real slices are scaled by a percentile of the fully sampled frame, alike for all policies.",
         "- Folds and seeds are not crossed: the spread over seeds cannot be told from that over folds.",
-        "- Settings were chosen on other synthetic patients (`--group tune`), never on these.",
+        "- Settings were chosen on other synthetic patients (`--group tune`), never on these. There are no "
+        "other real patients: what differs for them (steps, augmentation, shares of patients) was chosen "
+        "with a look at another dealing of the same twelve.",
         "- Not run: 128² pixels, geometry `stack`, further rounds of seeds (`--rounds`).",
         "",
         f"{len(seconds)} jobs, {sum(seconds) / 60:.0f} CPU-minutes on one thread.",
