@@ -28,10 +28,10 @@ from medrl.core.registry import KINDS
 pytestmark = pytest.mark.slow
 
 CINE = Path(__file__).parent / "plugin_host" / "fixtures" / "cine"
-METHODS = ("graft", "kspace", "rl4seg", "rl4seg3d", "alpha", "cine")
+METHODS = ("graft", "kspace", "rl4seg", "rl4seg3d", "spars", "alpha", "cine")
 """`alpha` and `beta` are projects of ``medrl plugins new``; `cine` is a method of somebody else."""
 
-DIMS = {"graft": 3, "kspace": 2, "rl4seg": 2, "rl4seg3d": 3, "alpha": 3, "cine": 1}
+DIMS = {"graft": 3, "kspace": 2, "rl4seg": 2, "rl4seg3d": 3, "spars": 3, "alpha": 3, "cine": 1}
 
 SMALL = {
     "graft.brats": {"features": [4] * 6},
@@ -132,6 +132,8 @@ FITS: dict[tuple[str, str], set[str]] = {
         "beta.dice",
         *(f"rl4seg3d.{name}" for name in ("accuracy", "accuracy_map", "pixelwise_accuracy", "random")),
     },
+    ("spars", "model.name"): set(),
+    ("spars", "agent.name"): set(),
     ("rl4seg3d", "model.name"): NETS | {"graft.swin", "graft.unet3d", "kspace.unet"},
     ("rl4seg3d", "critic.name"): NETS | {"graft.unet3d", "kspace.unet", "spars.compact"},
     ("rl4seg3d", "reward_model.name"): NETS | {"graft.unet3d", "kspace.unet"},
@@ -179,6 +181,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     from medrl.core.phantoms.cardiac import write_cardiac
     from medrl.core.phantoms.echo import write_echo, write_echo_sequences
     from medrl.core.phantoms.prostate import write_prostate
+    from medrl.plugins.spars import trial
 
     folder = tmp_path_factory.mktemp("interchange")
     with pytest.MonkeyPatch.context() as patch:
@@ -209,12 +212,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "kspace:model": {"stage": "reward"},
             "kspace:recon_model": {"stage": "recon"},
             "kspace:agent": {"stage": "policy"},
+            "spars": one | flatten(trial.write(folder / "abdomen")),
+            "spars:model": {"stage": "classifier", "classifier.kind": "compact"},
             "rl4seg": one | adapting("rl4seg.unet_small", flat) | {"sample.clahe": False},
             "rl4seg3d": one
             | adapting("rl4seg3d.unet3d_small", beating)
             | {"sample.spacing_mm": [0, 0], "sample.equalise": "off"},
         }
         world = World(manager, folder / "runs", bases)
+        classifier = folder / "spars-first"
+        job = build_train_job(manager, "spars", nest(bases["spars"] | {"stage": "classifier"}), classifier)
+        with click.Context(manager.commands("spars").train) as context:
+            context.invoke(manager.commands("spars").train.callback, job)
+        bases["spars:agent"] = {"stage": "play", "inputs.classifier": str(classifier)}
         for method in ("rl4seg", "rl4seg3d"):
             first = folder / f"{method}-first"
             job = build_train_job(manager, method, nest(bases[method]), first)
