@@ -19,7 +19,7 @@ from medrl.plugins.rl4seg import domains, loop, pretrain, train
 
 config, manager = json.loads(Path(sys.argv[1]).read_text()), PluginManager.create(third_party=False)
 rank, out = int(os.environ["RANK"]), Path(sys.argv[3])
-finish, draw, cross_entropy, seen, calls = Runtime._finish, domains.draw, pretrain.cross_entropy, {}, []
+finish, draw, cross_entropy, seen, calls = Runtime.finish, domains.draw, pretrain.cross_entropy, {}, []
 
 def weights(self):
     finish(self)
@@ -40,7 +40,7 @@ def broken(actor, images, labels, **settings):
     loss = cross_entropy(actor, images, labels, **settings)
     return loss * (float("nan") if (rank, len(calls)) == (1, 2) else 1.0)
 
-Runtime._finish = weights
+Runtime.finish = weights
 pretrain.draw = train.draw = drawn
 pretrain.cross_entropy = broken
 loop.run(build_train_job(manager, "rl4seg", config, Path(sys.argv[2])))

@@ -23,7 +23,7 @@ from medrl.plugins.rl4seg3d import domains, loop, pretrain, train
 
 config, manager = json.loads(Path(sys.argv[1]).read_text()), PluginManager.create(third_party=False)
 rank, out = int(os.environ["RANK"]), Path(sys.argv[3])
-finish, draw, seen = Runtime._finish, domains.draw, {}
+finish, draw, seen = Runtime.finish, domains.draw, {}
 
 def weights(self):
     finish(self)
@@ -39,7 +39,7 @@ def drawn(rt, sequences, cfg, **settings):
     seen.setdefault(settings["stage"], []).append(batch.index)
     return batch
 
-Runtime._finish = weights
+Runtime.finish = weights
 pretrain.draw = train.draw = drawn
 loop.run(build_train_job(manager, "rl4seg3d", config, Path(sys.argv[2])))
 (out / f"seen_{rank}.json").write_text(json.dumps(seen))
