@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -49,9 +50,7 @@ def counted_traffic() -> Iterator[Traffic]:
             if isinstance(value, torch.Tensor):
                 traffic.add(name, value.numel() * value.element_size())
             else:
-                import pickle
-
-                traffic.add(name, len(pickle.dumps(value)))
+                traffic.add(name, len(ForkingPickler.dumps(value)))
             return before[name](*args, **kwargs)
 
         return call

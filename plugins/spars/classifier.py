@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -203,14 +203,14 @@ def _learn_presence(
 ) -> None:
     """The map of presence, from labels of images; and the scale of features."""
     settings, seed = cfg.classifier, cfg.train.seed
-    if scorer.presence is None:
-        assert isinstance(scorer, FractionScorer)  # noqa: S101
+    presence = scorer.presence
+    if presence is None:
         rows = [bank.draw(k, settings.cluster.cells, seed, "scale") for k in range(len(bank))]
-        scorer.head.learn_scale(torch.cat(rows))
+        cast("FractionScorer", scorer).head.learn_scale(torch.cat(rows))
         return
     found: ClusterMap | CellNetwork
     facts: dict[str, list[float]]
-    if isinstance(scorer.presence, ClusterMap):
+    if isinstance(presence, ClusterMap):
         clusters = learn_clusters(bank, train.labels(), settings.cluster, seed=seed)
         highest = clusters.z.flatten().sort(descending=True).values[:8]
         found, facts = clusters, {"highest_z": [round(float(z), 2) for z in highest]}
@@ -218,7 +218,7 @@ def _learn_presence(
         widths = settings.head.widths
         found, losses = learn_topk(bank, train.labels(), settings.topk, seed=seed, widths=widths)
         facts = {"bag_losses": [round(loss, 4) for loss in losses]}
-    scorer.presence.load_state_dict(found.state_dict())
+    presence.load_state_dict(found.state_dict())
     if isinstance(scorer, FractionScorer):
         scorer.head.mean.copy_(found.mean)
         scorer.head.scale.copy_(found.scale)
@@ -336,8 +336,8 @@ def _masks(
     if scorer.label_source == "crop":
         return [mask if bool(mask.any()) else None for mask in train.open_masks()]
     # Round 0 learns from the map of presence, later ones from the head of the round before.
-    source = scorer.presence if number == 0 else scorer.teacher if teacher else scorer.head
-    assert source is not None  # noqa: S101
+    later = scorer.teacher if teacher else scorer.head
+    source = cast("ClusterMap | CellNetwork", scorer.presence if number == 0 else later)
     found: list[Tensor | None] = []
     for index, label in enumerate(labels):
         if not label:

@@ -215,5 +215,5 @@ def test_a_run_with_requeue_is_queued_again_by_itself(work, slurm):
     slurm.ask("scancel", "--signal=TERM", job)
     until(lambda: (work / "r" / "seen.json").exists(), slurm, limit_s=240)
     slurm.wait_for(job, "COMPLETED")
-    text = (work / f"slurm-{job}.out").read_text()
-    assert f"job {job} is queued again" in text
+    # What the run says last may be lost with its step; the controller knows how often the job began anew.
+    assert "Restarts=1 " in slurm.ask("scontrol", "show", "job", job)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +64,9 @@ class FusedFaithfulNet(nn.Module):
         self.dtype = dtype
         self.convs = nn.ModuleList()
         for conv, norm in zip(network.convs, network.norms, strict=True):
-            assert isinstance(conv, nn.Conv3d)  # noqa: S101
-            assert isinstance(norm, nn.BatchNorm3d)  # noqa: S101
-            self.convs.append(folded(conv, norm).to(dtype))
+            self.convs.append(folded(cast("nn.Conv3d", conv), cast("nn.BatchNorm3d", norm)).to(dtype))
         self.linears = nn.ModuleList()
-        for layer in network.linears:
-            assert isinstance(layer, nn.Linear)  # noqa: S101
+        for layer in cast("Iterable[nn.Linear]", network.linears):
             copy = nn.Linear(layer.in_features, layer.out_features, device=layer.weight.device)
             copy.load_state_dict(layer.state_dict())
             self.linears.append(copy)
@@ -99,14 +97,12 @@ def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> nn.Conv3d:
         padding=conv.padding,  # type: ignore[arg-type]
         device=conv.weight.device,
     )
-    assert norm.running_mean is not None  # noqa: S101
-    assert norm.running_var is not None  # noqa: S101
-    assert made.bias is not None  # noqa: S101
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
+    scale = norm.weight.detach().double() / torch.sqrt(variance.double() + norm.eps)
     bias = 0.0 if conv.bias is None else conv.bias.detach().double()
     with torch.no_grad():
         made.weight.copy_(conv.weight.detach().double() * scale.view(-1, 1, 1, 1, 1))
-        made.bias.copy_((bias - norm.running_mean.double()) * scale + norm.bias.detach().double())
+        cast("Tensor", made.bias).copy_((bias - mean.double()) * scale + norm.bias.detach().double())
     return made
 
 
