@@ -160,7 +160,29 @@ def page(folder: Path, scale: Any) -> str:
     for name, title in (("ct", "A real CT with implanted lesions"), ("organ", "Organ presence in a real CT")):
         if name in found and found[name].rows:
             lines += real(title, name, found[name])
+    lines += open_jobs(folder)
     return "\n".join(wrapped(line) for line in [*lines, *closing(folder)]) + "\n"
+
+
+PLANNED = {
+    "phantom": ("classifier", "rivals", "guided", "frozen", "live", "pool"),
+    "large": ("rivals", "guided", "imitation"),
+    "ct": ("real",),
+    "organ": ("real",),
+}
+"""Jobs of each setting, for every seed of the phantoms."""
+
+
+def open_jobs(folder: Path) -> list[str]:
+    """What was planned and is not run for every seed."""
+    seeds = sorted(path.name for path in (folder / "phantom").glob("seed*"))
+    lacking = []
+    for setting, jobs in PLANNED.items():
+        for job in jobs:
+            done = sum((folder / setting / seed / "results" / f"{job}.json").is_file() for seed in seeds)
+            if done < len(seeds):
+                lacking.append(f"{setting} {job} ({done} of {len(seeds)} seeds)")
+    return [f"**Not run yet:** {', '.join(lacking)}.", ""] if lacking else []
 
 
 def introduction(scale: Any, phantom: Found) -> list[str]:
