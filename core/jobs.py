@@ -48,6 +48,38 @@ def config_option(*names: str, key: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=ConfigOption, config_key=key, **kwargs)
 
 
+def resolve_tool(
+    manager: PluginManager,
+    method: str,
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    last: Mapping[str, Any] | None = None,
+) -> Resolved[Any]:
+    """Resolve the config of a tool, such as ``medrl kspace train-reward``.
+
+    Args:
+        manager: Of plugins.
+        method: Whose config it is.
+        values: ``{dotted key: value}`` of the options that were given.
+        given: The tool's ``preset``, ``config_file`` and ``assignments`` (of ``--set``).
+        last: What the tool itself decides, above all of these.
+
+    Raises:
+        ConfigError: With every problem of the config.
+    """
+    from medrl.core.config import Layer, nest, parse_set, resolve_method
+
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    layers = [Layer("command line", nest(plain), base_dir=Path.cwd())]
+    assignments: Sequence[str] = given["assignments"]
+    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
+    if last:
+        layers.append(Layer("this tool", dict(last)))
+    return resolve_method(
+        manager, method, preset=given["preset"], config_file=given["config_file"], layers=layers
+    )
+
+
 def config_overrides(command: click.Command, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{dotted key: value}`` of the given config options, leaving out those not given."""
     found: dict[str, Any] = {}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from medrl.core.errors import ConfigError
-from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option
+from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option, resolve_tool
 
 if TYPE_CHECKING:
     from medrl.core.config import Resolved
@@ -349,18 +349,8 @@ def _resolve(
     manager: PluginManager, given: Mapping[str, Any], last: Mapping[str, Any] | None = None
 ) -> Resolved[Any]:
     """Resolve the config of a tool."""
-    from medrl.core.config import Layer, nest, parse_set, resolve_method
-
     values = {key: given[name] for name, key in _KEYS.items() if given.get(name) is not None}
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-    layers = [Layer("command line", nest(plain), base_dir=Path.cwd())]
-    assignments: Sequence[str] = given["assignments"]
-    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
-    if last:
-        layers.append(Layer("this tool", dict(last)))
-    return resolve_method(
-        manager, "kspace", preset=given["preset"], config_file=given["config_file"], layers=layers
-    )
+    return resolve_tool(manager, "kspace", values, given, last)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from medrl.core.errors import ConfigError
-from medrl.core.jobs import TrainJob
+from medrl.core.jobs import TrainJob, resolve_tool
 
 if TYPE_CHECKING:
     from medrl.core.config import Resolved
@@ -172,16 +172,7 @@ def _resolve(
     manager: PluginManager, stage: str, given: Mapping[str, Any], values: Mapping[str, Any]
 ) -> Resolved[Any]:
     """Resolve the config of a tool."""
-    from medrl.core.config import Layer, nest, parse_set, resolve_method
-
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-    layers = [Layer("command line", nest(plain), base_dir=Path.cwd())]
-    assignments: Sequence[str] = given["assignments"]
-    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
-    layers.append(Layer("this tool", {"stage": stage, "alone": True}))
-    return resolve_method(
-        manager, "rl4seg3d", preset=given["preset"], config_file=given["config_file"], layers=layers
-    )
+    return resolve_tool(manager, "rl4seg3d", values, given, {"stage": stage, "alone": True})
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from medrl.core.errors import ConfigError
 from medrl.plugins.graft.config import GraftConfig
 
 _spec = importlib.util.spec_from_file_location(
-    "write_defaults", Path(__file__).with_name("write_defaults.py")
+    "write_defaults", Path(__file__).parents[1] / "write_defaults.py"
 )
 write_defaults = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(write_defaults)
@@ -36,11 +36,11 @@ def test_every_field_says_what_it_means(name, field):
 
 
 def test_the_defaults_file_holds_every_value_of_the_model_and_nothing_else():
-    stored = parse_yaml(write_defaults.path().read_text())
+    stored = parse_yaml(write_defaults.path("graft").read_text())
     model = GraftConfig(method="graft").model_dump(mode="json")
     model.pop("medrl")
-    assert flatten(stored) == flatten(model), "run python tests/graft/write_defaults.py"
-    assert write_defaults.path().read_text() == write_defaults.render()
+    assert flatten(stored) == flatten(model), "run python tests/write_defaults.py graft"
+    assert write_defaults.path("graft").read_text() == write_defaults.render("graft")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -15,7 +15,7 @@ from medrl.plugins.rl4seg.stages import batch_of, interval_of, plan_stages, step
 from medrl.plugins.rl4seg.train import settings
 
 _spec = importlib.util.spec_from_file_location(
-    "rl4seg_write_defaults", Path(__file__).with_name("write_defaults.py")
+    "rl4seg_write_defaults", Path(__file__).parents[1] / "write_defaults.py"
 )
 write_defaults = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(write_defaults)
@@ -42,11 +42,11 @@ def test_every_field_says_what_it_means(name, field):
 
 
 def test_the_defaults_file_holds_every_value_of_the_model_and_nothing_else():
-    stored = parse_yaml(write_defaults.path().read_text())
+    stored = parse_yaml(write_defaults.path("rl4seg").read_text())
     model = Rl4segConfig(method="rl4seg").model_dump(mode="json")
     model.pop("medrl")
-    assert flatten(stored) == flatten(model), "run python tests/rl4seg/write_defaults.py"
-    assert write_defaults.path().read_text() == write_defaults.render()
+    assert flatten(stored) == flatten(model), "run python tests/write_defaults.py rl4seg"
+    assert write_defaults.path("rl4seg").read_text() == write_defaults.render("rl4seg")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -17,7 +17,7 @@ from medrl.plugins.rl4seg3d.stages import course_of, plan_stages
 from medrl.plugins.rl4seg3d.train import settings
 
 _spec = importlib.util.spec_from_file_location(
-    "rl4seg3d_write_defaults", Path(__file__).with_name("write_defaults.py")
+    "rl4seg3d_write_defaults", Path(__file__).parents[2] / "write_defaults.py"
 )
 write_defaults = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(write_defaults)
@@ -42,9 +42,9 @@ def test_every_field_says_what_it_means():
 def test_the_defaults_file_holds_every_value_of_the_model_and_nothing_else():
     model = Rl4seg3dConfig(method="rl4seg3d").model_dump(mode="json")
     model.pop("medrl")
-    text = write_defaults.path().read_text()
+    text = write_defaults.path("rl4seg3d").read_text()
     assert flatten(parse_yaml(text)) == flatten(model)
-    assert text == write_defaults.render(), "run python tests/rl4seg3d/training/write_defaults.py"
+    assert text == write_defaults.render("rl4seg3d"), "run python tests/write_defaults.py rl4seg3d"
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "paper"])

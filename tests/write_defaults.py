@@ -1,14 +1,15 @@
-"""Write ``plugins/rl4seg/defaults.yaml`` from the config model: run this after changing a field.
+"""Write ``plugins/METHOD/defaults.yaml`` from its config model: run this after changing a field.
 
 ::
 
-    python tests/rl4seg/write_defaults.py
+    python tests/write_defaults.py METHOD...
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import textwrap
 from importlib import resources
 from pathlib import Path
@@ -16,25 +17,27 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from medrl.plugins.rl4seg.config import Rl4segConfig
+from medrl.core.config import config_model
+from medrl.core.manager import PluginManager
 
 HEAD = """\
-# Every setting of rl4seg with its default, written by tests/rl4seg/write_defaults.py from config.py.
-# `medrl train rl4seg --print-config` shows where each value of a run comes from.
-method: rl4seg
+# Every setting of {0} with its default, written by tests/write_defaults.py from config.py.
+# `medrl train {0} --print-config` shows where each value of a run comes from.
+method: {0}
 """
 
 
-def render() -> str:
+def render(method: str) -> str:
     """Return the text of the file."""
+    model = config_model(PluginManager.create(third_party=False), method)
     lines: list[str] = []
-    _block(Rl4segConfig, Rl4segConfig(method="rl4seg").model_dump(mode="json"), "", lines)
-    return HEAD + "\n".join(lines) + "\n"
+    _block(model, model(method=method).model_dump(mode="json"), "", lines)
+    return HEAD.format(method) + "\n".join(lines) + "\n"
 
 
-def path() -> Path:
+def path(method: str) -> Path:
     """The file."""
-    return Path(str(resources.files("medrl.plugins.rl4seg") / "defaults.yaml"))
+    return Path(str(resources.files(f"medrl.plugins.{method}") / "defaults.yaml"))
 
 
 def _block(model: type[BaseModel], values: dict[str, Any], pad: str, lines: list[str]) -> None:
@@ -69,4 +72,5 @@ def _value(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    path().write_text(render(), encoding="utf-8")
+    for name in sys.argv[1:]:
+        path(name).write_text(render(name), encoding="utf-8")
