@@ -134,6 +134,7 @@ FITS: dict[tuple[str, str], set[str]] = {
     },
     ("spars", "model.name"): set(),
     ("spars", "agent.name"): set(),
+    ("spars", "env.reward"): set(),
     ("rl4seg3d", "model.name"): NETS | {"graft.swin", "graft.unet3d", "kspace.unet"},
     ("rl4seg3d", "critic.name"): NETS | {"graft.unet3d", "kspace.unet", "spars.compact"},
     ("rl4seg3d", "reward_model.name"): NETS | {"graft.unet3d", "kspace.unet"},
@@ -225,6 +226,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         with click.Context(manager.commands("spars").train) as context:
             context.invoke(manager.commands("spars").train.callback, job)
         bases["spars:agent"] = {"stage": "play", "inputs.classifier": str(classifier)}
+        bases["spars:env.reward"] = bases["spars:agent"]
         for method in ("rl4seg", "rl4seg3d"):
             first = folder / f"{method}-first"
             job = build_train_job(manager, method, nest(bases[method]), first)

@@ -54,13 +54,13 @@ KINDS = ("fraction", "presence", "compact", "faithful")
     help="Whom the learner plays; live is itself (original).",
 )
 @config_option(
-    "--reward", key="env.reward", type=click.Choice(["sign", "shaped"]), help="What a move is paid."
+    "--reward", key="env.reward", metavar="KEY", help="What a move is paid, by registry key: sign, shaped, …"
 )
 @config_option(
     "--warm-start",
     key="warm.kind",
-    type=click.Choice(["greedy", "none"]),
-    help="Imitate greedy look-ahead first, or start from nothing (original).",
+    type=click.Choice(["planned", "multiscale", "greedy", "none"]),
+    help="Imitate the best plan or greedy look-ahead first, or start from nothing (original).",
 )
 @config_option("--updates", key="ppo.updates", type=click.IntRange(min=0), help="Updates of PPO.")
 def train(job: TrainJob) -> None:

@@ -93,13 +93,17 @@ class SparsConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name, values in (("window", self.score.window), ("stride", self.score.stride)):
-            if min(values) < 1:
-                raise ValueError(f"score.{name} must be positive, got {list(values)}")
         if self.map.paint != "coarse" and not self.dense:
             raise ValueError(
                 f"map.paint {self.map.paint} needs a map of every voxel; classifier.kind "
                 f"{self.classifier.kind} scores windows: use coarse"
+            )
+        if self.map.paint == "nested" and any(
+            fine > size for fine, size in zip(self.map.fine, self.score.window, strict=True)
+        ):
+            raise ValueError(
+                f"map.fine {list(self.map.fine)} exceeds score.window {list(self.score.window)}: nothing "
+                "would be painted; give a finer window"
             )
         if self.warm.kind == "none" and self.ppo.updates == 0:
             raise ValueError("without a warm start and without PPO nothing is learned")

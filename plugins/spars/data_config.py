@@ -11,6 +11,11 @@ from medrl.core.config import Block, DataConfig
 from medrl.core.config.blocks import MachineField
 
 
+def _positive(name: str, values: tuple[int, ...]) -> None:
+    if not values or min(values) < 1:
+        raise ValueError(f"{name} must be positive, got {list(values)}")
+
+
 class HuntDataConfig(DataConfig):
     """The volumes, their image labels, and how they are split; whole patients only."""
 
@@ -23,6 +28,12 @@ class HuntDataConfig(DataConfig):
     is a label value."""
     test_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the patients that are set aside for the test where the dataset sets none aside."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.target:
+            raise ValueError("target is empty: nothing is looked for; name a label, such as tumour")
+        return self
 
 
 class SampleConfig(Block):
@@ -71,6 +82,11 @@ class ClusterConfig(Block):
     scale: float = Field(default=64.0, gt=0.0)
     """Counts are scaled to so many volumes of a class."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _positive("grid", self.grid)
+        return self
+
 
 class TopkConfig(Block):
     """`topk`: cell scores whose k largest make the bag logit; k is annealed, the bag loss chooses a start."""
@@ -83,8 +99,16 @@ class TopkConfig(Block):
     """k at the beginning, as for a volume of 64 × 64 × 48."""
     last: int = Field(default=32, ge=1)
     """k at the end."""
-    lr: float = Field(default=5e-3, gt=0.0)
+    lr: float = Field(default=5e-3, gt=0.0, le=1.0)
     """Learning rate of AdamW."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.last > self.first:
+            raise ValueError(
+                f"k must fall from first to last, got {self.first} to {self.last}; exchange them"
+            )
+        return self
 
 
 class PseudoConfig(Block):
@@ -92,11 +116,11 @@ class PseudoConfig(Block):
 
     rounds: int = Field(default=1, ge=1)
     """Rounds of pseudo-masks and fraction head; a guarded round that fails is left out."""
-    region: float = Field(default=0.2, ge=0.0)
+    region: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Stage-1 score above which voxels are looked at, dilated by `dilate`."""
     dilate: int = Field(default=2, ge=0)
     """Voxels."""
-    seed: float = Field(default=0.5, ge=0.0)
+    seed: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Stage-1 score of seeds; what is not connected to one is dropped."""
     otsu: bool = True
     """Split the region by Otsu's threshold and keep the side of the seeds."""
@@ -104,8 +128,17 @@ class PseudoConfig(Block):
     """Voxels below which a component is dropped."""
     growth: float = Field(default=3.0, gt=1.0)
     """Guard: a round whose masks grow or shrink by more than this factor is left out."""
-    auc_loss: float = Field(default=0.05, ge=0.0)
+    auc_loss: float = Field(default=0.05, ge=0.0, le=1.0)
     """Guard: a round that loses more of the validation image AUC is left out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.seed < self.region:
+            raise ValueError(
+                f"seeds lie within the region, got seed {self.seed:g} below region {self.region:g}; "
+                "raise seed or lower region"
+            )
+        return self
 
 
 class HeadConfig(Block):
@@ -117,10 +150,16 @@ class HeadConfig(Block):
     """Optimiser steps of a round."""
     batch: int = Field(default=4096, ge=1)
     """Cells of a step."""
-    lr: float = Field(default=1e-2, gt=0.0)
+    lr: float = Field(default=1e-2, gt=0.0, le=1.0)
     """Largest rate of AdamW, one cycle."""
     weight: float = Field(default=20.0, ge=0.0)
     """A cell weighs 1 + this × fraction."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(width < 1 for width in self.widths):
+            raise ValueError(f"widths must be positive, got {list(self.widths)}")
+        return self
 
 
 class GateConfig(Block):
@@ -133,10 +172,16 @@ class GateConfig(Block):
     statistic: Literal["share", "peak"] = "share"
     """What counts in a component: the share of its voxels with a presence above 0.3, or the largest presence
     (findings; it let more distractors through)."""
-    margin: float = 0.01
+    margin: float = Field(default=0.01, ge=0.0, le=1.0)
     """Added to the largest value of components of tumour-free validation volumes."""
     limits: tuple[float, float] = (0.05, 0.6)
     """Between which the gate lies."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0.0 <= self.limits[0] <= self.limits[1] <= 1.0:
+            raise ValueError(f"limits must rise within 0 to 1, got {list(self.limits)}; try [0.05, 0.6]")
+        return self
 
 
 class NetConfig(Block):
@@ -150,7 +195,7 @@ class NetConfig(Block):
     """Windows of a volume (K of the bag). Original: 10 crops, 5 of them on the tumour."""
     top: int = Field(default=2, ge=1)
     """Bag logit = mean of the so many largest window logits."""
-    lr: float = Field(default=1e-3, gt=0.0)
+    lr: float = Field(default=1e-3, gt=0.0, le=1.0)
     """Learning rate of Adam."""
     crop: tuple[int, int, int] = (96, 96, 64)
     """`label_source` crop: size of the crops; where that is larger than a volume, or the network is not
@@ -161,6 +206,14 @@ class NetConfig(Block):
     """Of the compact network."""
     dilate: bool = True
     """`label_source` crop: dilate masks once before cropping."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("crop", "enlarge", "channels"):
+            _positive(name, getattr(self, name))
+        if self.top > self.windows:
+            raise ValueError(f"top {self.top} exceeds windows {self.windows}; give at most that")
+        return self
 
 
 class ClassifierConfig(Block):
@@ -191,3 +244,12 @@ class ClassifierConfig(Block):
     """Validation image AUC below which nothing is trained on these scores; 0 never refuses."""
     patients: int = Field(default=0, ge=0)
     """Training volumes of the classifier, the first so many; 0 is all. Original: 8, 12, 16, 20 or 24."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "presence" and self.label_source == "crop":
+            raise ValueError(
+                "kind presence is learned from labels of images, not of crops; use fraction, or "
+                "label_source image"
+            )
+        return self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from medrl.core.config import Block
+
+OWN = "spars"
+"""Plugin of rewards that are named without one."""
 
 
 class ScoreConfig(Block):
@@ -23,6 +26,20 @@ class ScoreConfig(Block):
     cache: bool = True
     """Keep tables of scores on disk, by content."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in (("window", self.window), ("stride", self.stride)):
+            if min(values) < 1:
+                raise ValueError(f"{name} must be positive, got {list(values)}; give voxels")
+        if any(step > size for step, size in zip(self.stride, self.window, strict=True)):
+            raise ValueError(
+                f"stride {list(self.stride)} exceeds window {list(self.window)}: voxels between "
+                "windows would have no score; give at most the window"
+            )
+        if not self.scales or min(self.scales) <= 0.0:
+            raise ValueError(f"scales must be positive numbers, got {list(self.scales)}; try [1.0]")
+        return self
+
 
 class EnvConfig(Block):
     """Episodes of two windows that hunt in one volume (specification §4)."""
@@ -33,8 +50,8 @@ class EnvConfig(Block):
     """Moves that would leave the volume cannot be chosen, or change nothing."""
     tie: Literal["zero", "win"] = "zero"
     """Reward of equal scores: 0, or a win of the first window (original)."""
-    tau: float = Field(default=2.0, ge=0.0)
-    """An episode ends where a score exceeds this; above 1 it never does. Original: 0.3."""
+    tau: float = Field(default=2.0, ge=0.0, le=2.0)
+    """An episode ends where a score, which is at most 1, exceeds this; 2 is never. Original: 0.3."""
     horizon: int = Field(default=32, ge=1)
     """Steps, then the episode is cut off."""
     writers: Literal["agent", "both"] = "both"
@@ -42,11 +59,19 @@ class EnvConfig(Block):
     original_painting: bool = False
     """Paint the first window with the score of the second, and lose the map of episodes that end by `tau`:
     the defects of the original."""
-    reward: Literal["sign", "difference", "multiscale", "shaped"] = "sign"
-    """`sign` of the difference of scores (original); the `difference` itself; the sign for scores averaged
-    over windows of several sizes; `shaped` adds what the score gained by the move."""
+    reward: str = f"{OWN}.sign"
+    """Registry key of the reward. `spars.sign` of the difference of scores (original); `spars.difference`
+    itself; `spars.multiscale`, the sign for scores averaged over windows of several sizes; `spars.shaped`
+    adds what the score gained by the move. A name without a plugin is one of spars."""
+    reward_params: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of that reward, such as `found` of `spars.shaped`."""
     shaping: float = Field(default=10.0, ge=0.0)
     """Weight of that gain."""
+
+    @field_validator("reward")
+    @classmethod
+    def _own(cls, name: str) -> str:
+        return name if "." in name else f"{OWN}.{name}"
 
 
 class WarmConfig(Block):
@@ -61,7 +86,7 @@ class WarmConfig(Block):
     """Optimiser steps."""
     batch: int = Field(default=512, ge=1)
     """States of a step."""
-    lr: float = Field(default=1e-3, gt=0.0)
+    lr: float = Field(default=1e-3, gt=0.0, le=1.0)
     """Learning rate of Adam."""
     entropy: float = Field(default=0.02, ge=0.0)
     """Weight of the entropy bonus."""
@@ -90,7 +115,7 @@ class PpoConfig(Block):
     """Weight of the entropy bonus. Original: 0."""
     value_coef: float = Field(default=0.5, ge=0.0)
     """Weight of the value loss."""
-    lr: float = Field(default=3e-4, gt=0.0)
+    lr: float = Field(default=3e-4, gt=0.0, le=1.0)
     """Learning rate of Adam (ε 1e-5)."""
     decay: Literal["linear", "constant"] = "constant"
     """Of the rate."""
@@ -101,13 +126,21 @@ class PpoConfig(Block):
     target_kl: float = Field(default=0.0, ge=0.0)
     """An update ends where the approximate KL exceeds 1.5 times this; 0 is never."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.updates and self.value_first >= self.updates:
+            raise ValueError(
+                f"value_first {self.value_first} leaves the policy none of {self.updates} updates; give fewer"
+            )
+        return self
+
 
 class OpponentConfig(Block):
     """Whom the learner plays (specification §5)."""
 
     kind: Literal["frozen", "pool", "live"] = "frozen"
     """`frozen`: the latest copy; `pool`: one of several copies; `live`: itself, which the original does."""
-    pool: int = Field(default=8, ge=1)
+    pool: int = Field(default=8, ge=1, le=8)
     """Copies that a pool keeps."""
     latest: float = Field(default=0.8, ge=0.0, le=1.0)
     """Probability of the latest copy; else one of the pool, all alike."""
@@ -150,6 +183,27 @@ class MapConfig(Block):
     """Rollouts of a volume."""
     horizon: int = Field(default=32, ge=1)
     """Steps of a rollout."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, sizes in (("fine", self.fine), ("fine_stride", self.fine_stride)):
+            if min(sizes) < 1:
+                raise ValueError(f"{name} must be positive, got {list(sizes)}; give voxels")
+        if any(step > size for step, size in zip(self.fine_stride, self.fine, strict=True)):
+            raise ValueError(
+                f"fine_stride {list(self.fine_stride)} exceeds fine {list(self.fine)}: voxels between "
+                "windows would have no score; give at most the window"
+            )
+        if not self.thresholds:
+            raise ValueError("thresholds is empty: there is nothing to choose from; give some")
+        sums = self.aggregate == "sum" and self.paint != "dense" and not self.normalise
+        given = self.thresholds if self.threshold is None else (self.threshold, *self.thresholds)
+        wrong = [value for value in given if value < 0.0 or (value >= 1.0 and not sums)]
+        if wrong:
+            raise ValueError(
+                f"thresholds must be from 0 to below 1, got {wrong[0]:g}; only those of plain sums go beyond"
+            )
+        return self
 
 
 class ValidationConfig(Block):

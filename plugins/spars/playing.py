@@ -15,7 +15,7 @@ from medrl.core.errors import ConfigError
 from .boxsum import integral, window_means
 from .env import HuntEnv
 from .lattice import Size
-from .rewards import DifferenceReward, Reward, ShapedReward, SignReward
+from .rewards import DifferenceReward, MultiscaleReward, Reward, ShapedReward, SignReward
 from .table import ScoreTable
 
 
@@ -51,7 +51,7 @@ def hunt(
     stride: int = 4,
     horizon: int = 16,
     tau: float | None = 0.3,
-    reward: Literal["sign", "difference", "shaped"] = "sign",
+    reward: Literal["sign", "difference", "multiscale", "shaped"] = "sign",
     start: Literal["random", "centre"] = "random",
     view: bool = False,
     seed: int = 0,
@@ -68,7 +68,7 @@ def hunt(
         stride: Voxels of a move.
         horizon: Steps of a game.
         tau: Score that ends a game; null is never.
-        reward: ``sign``, ``difference`` or ``shaped``.
+        reward: ``sign``, ``difference``, ``multiscale`` or ``shaped``.
         start: ``random`` or ``centre``.
         view: Also observe the volume at low resolution, with the window in it.
         seed: Of volumes and games.
@@ -81,6 +81,7 @@ def hunt(
     rewards: dict[str, Reward] = {
         "sign": SignReward(),
         "difference": DifferenceReward(),
+        "multiscale": MultiscaleReward(),
         "shaped": ShapedReward(),
     }
     if reward not in rewards:

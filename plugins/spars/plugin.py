@@ -58,6 +58,8 @@ def medrl_register_rewards(registry: Any) -> None:
     """Register what a move is paid."""
     add, rewards = registry.add, f"{_HERE}.rewards"
     add("sign", f"{rewards}:sign", summary="sign of the difference of scores (SPARS)")
+    add("difference", f"{rewards}:difference", summary="the difference of scores itself")
+    add("multiscale", f"{rewards}:multiscale", summary="the sign, of scores in windows of several sizes")
     add("shaped", f"{rewards}:shaped", summary="the sign, and what the score gained by the move")
 
 

@@ -1,15 +1,24 @@
-"""What a move earns the first of two windows."""
+"""What a move earns the first of two windows.
+
+A reward is chosen by its registry key, ``env.reward``; a plugin registers one as a factory that gives a
+`Reward`. Of `tie`, `shaping` and `scales` it is given what it has a parameter for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from medrl.core.errors import ConfigError
+from medrl.core.isolation import plugin_code
+
+if TYPE_CHECKING:
+    from medrl.core.manager import PluginManager
+    from medrl.plugins.spars.play_config import EnvConfig
 
 Tie: TypeAlias = Literal["zero", "win"]
 
@@ -187,3 +196,48 @@ def shaped(
 ) -> Reward:
     """See `ShapedReward`."""
     return ShapedReward(sign=sign, shaping=shaping, found=found, scales=scales, tie=tie)
+
+
+# -- by registry key -----------------------------------------------------------------------------------
+
+_TRIED = 3
+"""Episodes of the outcome that a reward is tried on."""
+
+
+def build_reward(env: EnvConfig, manager: PluginManager, *, dense: bool) -> Reward:
+    """Build the reward of a config, and try it on an outcome.
+
+    Args:
+        env: Key, parameters, and what is offered to all rewards: `tie` and `shaping`.
+        manager: Rewards by key.
+        dense: Whether the scorer has a dense form; without one, scales are ``(1.0,)`` unless
+            `env.reward_params` says something else.
+
+    Raises:
+        ConfigError: There is no such reward, it refuses its parameters, or it pays something else than moves
+            of windows.
+        PluginError: It breaks.
+    """
+    what = f"env.reward '{env.reward}'"
+    offered: dict[str, Any] = {"tie": env.tie, "shaping": env.shaping}
+    if not dense:
+        offered["scales"] = (1.0,)
+    reward: Any = manager.registry("rewards").fit(env.reward, offered, **env.reward_params)
+    missing = [name for name in ("scales", "needs_before") if not hasattr(reward, name)]
+    if missing or not callable(reward):
+        raise ConfigError(
+            what,
+            why=f"it does not pay moves of windows, it has no {' and no '.join(missing or ['__call__'])}",
+            do="give one whose summary in `medrl plugins info spars` fits",
+        )
+    none = torch.zeros(_TRIED, 2)
+    outcome = Outcome(
+        scores=none, before=none, wide=none, wide_before=none, fresh=torch.ones(_TRIED, 2, dtype=torch.bool)
+    )
+    with plugin_code(what, "paying a move"):
+        paid = reward(outcome)
+    if not isinstance(paid, Tensor) or paid.shape != (_TRIED,):
+        found = list(paid.shape) if isinstance(paid, Tensor) else type(paid).__name__
+        raise ConfigError(what, why=f"of {_TRIED} episodes it gave {found}, expected [{_TRIED}]")
+    built: Reward = reward
+    return built

@@ -12,6 +12,7 @@ from . import restoring, stages, thresholds, train
 from .config import SparsConfig
 from .data import Loaded, load
 from .hunting import make_table
+from .rewards import build_reward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,11 +34,13 @@ def run(job: TrainJob) -> None:
         RuntimeFault: The classifier tells nothing; nothing is trained on its scores.
     """
     cfg: SparsConfig = job.config
-    # Wrong paths are found before a run folder is made.
+    # Wrong paths and keys are found before a run folder is made.
     if cfg.data.root is None:
         raise ConfigError("data.root is missing", do="medrl train spars --data DATASET")
     if cfg.stage != "classifier" and cfg.inputs.classifier is not None:
         find_checkpoint(cfg.inputs.classifier, "last")
+    if cfg.stage != "classifier":
+        build_reward(cfg.env, job.manager, dense=True)
     data = load(cfg)
     if is_staged(job):
         run_parts(job, cfg, data)

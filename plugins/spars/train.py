@@ -22,7 +22,7 @@ from .observer import Observer
 from .opponents import DUMMY, LIVE, Opponents
 from .painting import visit_count
 from .policies import Episodes, SelfPlay, run
-from .rewards import DifferenceReward, MultiscaleReward, Reward, ShapedReward, SignReward
+from .rewards import build_reward
 from .table import ScoreTable
 from .warmstart import Teacher, agreement, imitation_loss, walk_with
 
@@ -133,7 +133,7 @@ class Game:
         weights[own] = 1.0
         games = HuntEnv(
             table,
-            reward_of(cfg, dense=table.scorer.has_dense),
+            build_reward(env, rt.job.manager, dense=table.scorer.has_dense),
             num_envs=cfg.ppo.envs,
             start=env.start,
             bounds=env.bounds,
@@ -333,26 +333,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
-
-
-def reward_of(cfg: SparsConfig, *, dense: bool) -> Reward:
-    """What a move earns, as a config says.
-
-    Args:
-        cfg: The config.
-        dense: Whether the scorer has a dense form; without one, `shaped` takes the score itself.
-    """
-    env = cfg.env
-    if env.reward == "difference":
-        return DifferenceReward()
-    if env.reward == "multiscale":
-        return MultiscaleReward(tie=env.tie)
-    if env.reward == "shaped":
-        found = float(getattr(env, "found", 0.0))
-        if dense:
-            return ShapedReward(shaping=env.shaping, found=found, tie=env.tie)
-        return ShapedReward(shaping=env.shaping, found=found, scales=(1.0,), tie=env.tie)
-    return SignReward(env.tie)
 
 
 def share(count: int, rank: int, world: int) -> list[int]:
