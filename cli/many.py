@@ -31,7 +31,7 @@ from medrl.core.errors import (
     RuntimeFault,
 )
 from medrl.core.executors import Task, TaskEnd, Tell, make_executor, parse_resources
-from medrl.core.jobs import ConfigOption
+from medrl.core.jobs import ConfigOption, global_arguments
 
 FOLDER = ".sweep"
 """Folder of lock, planned configs and logs, beside the run folders."""
@@ -285,16 +285,6 @@ def train_parameters() -> list[click.Parameter]:
     return train_options()
 
 
-def global_arguments() -> list[str]:
-    """Return the global options of this call that decide what a command does, as words."""
-    top = click.get_current_context().find_root().params
-    words = ["--plain"]
-    if top.get("plugins_file"):
-        words += ["--plugins-file", str(Path(top["plugins_file"]).resolve())]
-    words += ["--no-third-party"] * bool(top.get("no_third_party"))
-    return words + ["--debug"] * bool(top.get("debug"))
-
-
 def plain_arguments(
     parameters: Sequence[click.Parameter], values: Mapping[str, Any], *, leave_out: set[str] | None = None
 ) -> list[str]:
@@ -393,21 +383,10 @@ def show_failures(ends: Iterator[TaskEnd] | Any) -> None:
     screen = console()
     for end in ends:
         if not end.ok:
-            screen.line(f"{screen.style('failed', fg='red')}: {end.name}: {end.why or last_error(end)}")
+            why = end.why or end.last_error() or f"exit code {end.code}"
+            screen.line(f"{screen.style('failed', fg='red')}: {end.name}: {why}")
             if end.log.is_file():
                 screen.line(f"         log: {end.log}")
-
-
-def last_error(end: TaskEnd) -> str:
-    """Return the last line of a log that tells an error, or the exit code."""
-    try:
-        with end.log.open("rb") as file:
-            file.seek(max(0, end.log.stat().st_size - 20_000))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return told[-1] if told else f"exit code {end.code}"
 
 
 def first_code(ends: Any) -> int:

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from medrl.cli.completing import complete_presets, complete_runs, complete_set
-from medrl.core.jobs import ConfigOption
+from medrl.core.jobs import ConfigOption, executor_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SINKS = ("jsonl", "tensorboard")
-EXECUTORS = ("local", "slurm")
 
 
 class FoldType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click
@@ -227,26 +226,6 @@ def train_options() -> list[click.Parameter]:
             default="run",
             show_default=True,
             help="What is a task of the executor: a whole run, or each stage of a method that has stages.",
-        ),
-    ]
-
-
-def executor_options(what: str) -> list[click.Parameter]:
-    """Return who does the `what` of a command, and with which resources."""
-    option = click.Option
-    return [
-        option(
-            ["--executor"],
-            type=click.Choice(EXECUTORS),
-            help=f"Who does the {what}: processes of this machine, or jobs of Slurm.",
-        ),
-        option(["--jobs"], type=POSITIVE, metavar="N", help=f"At most N of the {what} at a time."),
-        option(
-            ["--resource"],
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="What a Slurm job gets: minutes, gpus, cpus, memory_gb, nodes, tasks (ranks a node), "
-            "partition, account, requeues, or any option of sbatch. Repeatable.",
         ),
     ]
 

@@ -19,12 +19,12 @@ from medrl.cli.options import (
     ListType,
     PartType,
     compute_options,
-    executor_options,
 )
 from medrl.cli.progress import case_progress
 from medrl.cli.runfiles import method_of_model, require_plugin, run_config, run_folders
 from medrl.cli.session import manager_of
 from medrl.core.errors import EXIT_DATA, EXIT_OK, CheckpointError, ConfigError, PluginError
+from medrl.core.jobs import executor_options
 
 
 class Predict(MethodCommand):

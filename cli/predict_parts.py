@@ -11,10 +11,11 @@ import click
 
 from medrl.cli.console import console, counted
 from medrl.cli.failure import Terminated
-from medrl.cli.many import first_code, global_arguments, held, plain_arguments, show_failures, teller
+from medrl.cli.many import first_code, held, plain_arguments, show_failures, teller
 from medrl.cli.method_command import Call
 from medrl.core.errors import EXIT_DATA, EXIT_OK, EXIT_RUNTIME, ConfigError
 from medrl.core.executors import Resources, Task, make_executor, parse_resources
+from medrl.core.jobs import global_arguments
 
 FOLDER = ".parts"
 """Folder of lock and logs, in the output folder."""

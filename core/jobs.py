@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from medrl.core.checkpoint import Checkpoint
-    from medrl.core.config import MethodConfig, Resolved
+    from medrl.core.config import Layer, MethodConfig, Resolved
     from medrl.core.executors import Executor
     from medrl.core.manager import PluginManager
     from medrl.core.predicting import PredictOutcome
     from medrl.core.runtime import Runtime
     from medrl.core.types import Predictor
+
+EXECUTORS = ("local", "slurm")
 
 
 class ConfigOption(click.Option):
@@ -48,12 +50,48 @@ def config_option(*names: str, key: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=ConfigOption, config_key=key, **kwargs)
 
 
+def executor_options(what: str) -> list[click.Parameter]:
+    """Return who does the `what` of a command, and with which resources."""
+    option = click.Option
+    return [
+        option(
+            ["--executor"],
+            type=click.Choice(EXECUTORS),
+            help=f"Who does the {what}: processes of this machine, or jobs of Slurm.",
+        ),
+        option(
+            ["--jobs"],
+            type=click.IntRange(min=1),
+            metavar="N",
+            help=f"At most N of the {what} at a time.",
+        ),
+        option(
+            ["--resource"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="What a Slurm job gets: minutes, gpus, cpus, memory_gb, nodes, tasks (ranks a node), "
+            "partition, account, requeues, or any option of sbatch. Repeatable.",
+        ),
+    ]
+
+
+def global_arguments() -> list[str]:
+    """Return the global options of the command at work that decide what a command does, as words."""
+    context = click.get_current_context(silent=True)
+    top = context.find_root().params if context is not None else {}
+    words = ["--plain"]
+    if top.get("plugins_file"):
+        words += ["--plugins-file", str(Path(top["plugins_file"]).resolve())]
+    words += ["--no-third-party"] * bool(top.get("no_third_party"))
+    return words + ["--debug"] * bool(top.get("debug"))
+
+
 def resolve_tool(
     manager: PluginManager,
     method: str,
     values: Mapping[str, Any],
     given: Mapping[str, Any],
-    last: Mapping[str, Any] | None = None,
+    last: Mapping[str, Any] | Sequence[Layer] | None = None,
 ) -> Resolved[Any]:
     """Resolve the config of a tool, such as ``medrl kspace train-reward``.
 
@@ -62,7 +100,7 @@ def resolve_tool(
         method: Whose config it is.
         values: ``{dotted key: value}`` of the options that were given.
         given: The tool's ``preset``, ``config_file`` and ``assignments`` (of ``--set``).
-        last: What the tool itself decides, above all of these.
+        last: What the tool itself decides, above all of these: values, or layers in their order.
 
     Raises:
         ConfigError: With every problem of the config.
@@ -73,8 +111,7 @@ def resolve_tool(
     layers = [Layer("command line", nest(plain), base_dir=Path.cwd())]
     assignments: Sequence[str] = given["assignments"]
     layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
-    if last:
-        layers.append(Layer("this tool", dict(last)))
+    layers += [Layer("this tool", dict(last))] if isinstance(last, Mapping) else last or []
     return resolve_method(
         manager, method, preset=given["preset"], config_file=given["config_file"], layers=layers
     )

@@ -57,6 +57,7 @@ class Pipeline:
 
     Args:
         root: Folder of the record; made if missing. Relative outputs lie in it.
+        record: Its file in that folder. Programs that work side by side need one each.
 
     Example::
 
@@ -68,9 +69,9 @@ class Pipeline:
         DataError: If the record is damaged or of another schema.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, record: str = RECORD) -> None:
         self.root = Path(root)
-        self.record = self.root / RECORD
+        self.record = self.root / record
         self._stages = self._read()
 
     def stage(
@@ -135,6 +136,21 @@ class Pipeline:
             },
         )
         return True
+
+    def is_done(self, name: str, *, inputs: Mapping[str, Input], outputs: Sequence[Path]) -> bool:
+        """Whether `stage` would leave a stage as it is; nothing is written.
+
+        Raises:
+            ConfigError: An input is neither a path nor a plain value.
+            DataError: An input file is missing.
+        """
+        hashes = {key: input_hash(value, f"stage {name}: input {key!r}") for key, value in inputs.items()}
+        return not self._why(name, hashes, [self.root / output for output in outputs])
+
+    def take_over(self, name: str, other: Pipeline) -> None:
+        """Believe what the record of another pipeline of the same folder says of a stage unknown here."""
+        if name not in self._stages and name in other._stages:
+            self._stages[name] = other._stages[name]
 
     def begin(self) -> None:
         """Write the record if there is none, so that the folder is known as that of a pipeline.
@@ -209,9 +225,13 @@ class Pipeline:
         text = json.dumps({"schema": _SCHEMA, "stages": self._stages}, indent=2) + "\n"
         temporary: Path | None = None
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.record.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self.root, prefix=f".{RECORD}.", delete=False
+                "w",
+                encoding="utf-8",
+                dir=self.record.parent,
+                prefix=f".{self.record.name}.",
+                delete=False,
             ) as file:
                 temporary = Path(file.name)
                 file.write(text)

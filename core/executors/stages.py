@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from medrl.core.errors import RuntimeFault
 from medrl.core.executors.tasks import LEFT_OUT, Executor, Task, TaskEnd
+from medrl.core.jobs import global_arguments
 from medrl.core.stages import Pipeline
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run_stages(
         if tries > retries or first.stopped:
             raise RuntimeFault(
                 f"stage {first.name}",
-                why=first.why or f"its process ended with exit code {first.code}{_last_words(first.log)}",
+                why=first.cause(),
                 do=f"see {first.log}; the same command goes on from here",
             )
         _log.warning("stage %s failed; it is tried again", first.name)
@@ -97,7 +98,7 @@ def stage_tasks(
             why=error.strerror or str(error),
             do="free space on that disk, or choose another folder with -o",
         ) from error
-    common = ["--plain", "train", job.method, "-c", str(config), "-o", str(job.run_dir.resolve())]
+    common = [*global_arguments(), "train", job.method, "-c", str(config), "-o", str(job.run_dir.resolve())]
     if job.init_from is not None:
         common += ["--init-from", str(Path(job.init_from).resolve())]
     common += ["--trust-checkpoint"] * job.trust_checkpoint + ["--fast-dev-run"] * job.fast_dev_run
@@ -119,16 +120,6 @@ def stage_tasks(
 def stages_done(run_dir: Path) -> set[str]:
     """Return the names of the stages whose files are what the record of a run folder says."""
     return {name for name, status in Pipeline(run_dir).status().items() if status.state == "done"}
-
-
-def _last_words(log: Path) -> str:
-    """Return the last error that a log tells, as the end of a sentence."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
-    except OSError:
-        return ""
-    told = [line.partition("error: ")[2] for line in lines if "error: " in line]
-    return f": {told[-1]}" if told else ""
 
 
 def _tell(_news: str, task: Task, end: TaskEnd | None) -> None:

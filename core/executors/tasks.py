@@ -67,6 +67,22 @@ class TaskEnd:
         """Whether a signal asked it to stop, so that the same command goes on later."""
         return self.code in (130, 143)
 
+    def last_error(self) -> str:
+        """Return the last error that its log tells; empty if there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 20_000))
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        told = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        return told[-1] if told else ""
+
+    def cause(self) -> str:
+        """Return why it did not end well, as far as it is known."""
+        told = self.last_error()
+        return self.why or f"its process ended with exit code {self.code}" + (f": {told}" if told else "")
+
 
 Tell: TypeAlias = Callable[[str, Task, "TaskEnd | None"], None]
 """Called with ``started`` (no end yet), or ``ended``, the task, and its end."""

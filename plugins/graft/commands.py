@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medrl.core.errors import ConfigError
-from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option
+from medrl.core.jobs import DemoJob, DemoResult, PredictJob, TrainJob, config_option, resolve_tool
 from medrl.plugins.graft.flags import upstream_flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from medrl.core.config import Layer, Resolved
     from medrl.core.manager import PluginManager
@@ -170,35 +170,19 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _resolver(
-    manager: PluginManager,
-    *,
-    data_root: Path | None,
-    config_file: Path | None,
-    preset: str | None,
-    assignments: Sequence[str],
-    fold: int | None,
-    device: str | None,
-    threads: int | None,
-) -> Callable[[Sequence[Layer]], Resolved[Any]]:
-    """Return what resolves the config of a tool with further layers on top."""
-    from medrl.core.config import Layer, nest, parse_set, resolve_method
+_KEYS = {
+    "data_root": "data.root",
+    "fold": "data.fold",
+    "device": "train.device",
+    "threads": "train.threads",
+}
+"""Options of the tools and the config keys that they set."""
 
-    flags = {"data.root": data_root, "data.fold": fold, "train.device": device, "train.threads": threads}
-    given = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in flags.items()
-        if value is not None
-    }
-    layers = [Layer("command line", nest(given), base_dir=Path.cwd())]
-    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
 
-    def resolve(more: Sequence[Layer]) -> Resolved[Any]:
-        return resolve_method(
-            manager, "graft", preset=preset, config_file=config_file, layers=[*layers, *more]
-        )
-
-    return resolve
+def _resolve(manager: PluginManager, given: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Resolved[Any]:
+    """Resolve the config of a tool, with further layers on top."""
+    values = {key: given[name] for name, key in _KEYS.items() if given[name] is not None}
+    return resolve_tool(manager, "graft", values, given, layers)
 
 
 @click.command("train-teachers")
@@ -229,11 +213,10 @@ def train_teachers(
     from medrl.core.config import Layer
     from medrl.plugins.graft import teachers
 
-    resolve = _resolver(manager, **config)
     more = [Layer("--max-steps", {"train": {"max_steps": max_steps}})] if max_steps else []
     runs = teachers.train_teachers(
         manager,
-        lambda layers: resolve([*more, *layers]),
+        lambda layers: _resolve(manager, config, [*more, *layers]),
         output,
         count=count,
         only=_numbers(only),
@@ -308,7 +291,7 @@ def extract_features(
         raise ConfigError("--taps", why=f"'{taps}' is not neg1, neg2 or neg1,neg2")
     done = teachers.extract(
         manager,
-        _resolver(manager, **config)(()).config,
+        _resolve(manager, config).config,
         [path for run in runs for path in teachers.find_teachers(run)],
         output,
         taps=names,

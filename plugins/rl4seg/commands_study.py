@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from medrl.core.errors import ConfigError
-from medrl.core.jobs import DemoJob, DemoResult
+from medrl.core.jobs import DemoJob, DemoResult, executor_options, resolve_tool
 
 if TYPE_CHECKING:
     from medrl.core.config import Layer, Resolved
@@ -51,42 +51,20 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _resolver(
-    manager: PluginManager,
-    *,
-    source: Path | None,
-    target: Path | None,
-    config_file: Path | None,
-    preset: str | None,
-    assignments: Sequence[str],
-    seed: int | None,
-    device: str | None,
-    threads: int | None,
-) -> Callable[[Sequence[Layer]], Resolved[Any]]:
+_KEYS = {
+    "source": "data.root",
+    "target": "target.root",
+    "seed": "train.seed",
+    "device": "train.device",
+    "threads": "train.threads",
+}
+"""Options of the studies and the config keys that they set."""
+
+
+def _resolver(manager: PluginManager, given: Mapping[str, Any]) -> Callable[[Sequence[Layer]], Resolved[Any]]:
     """Return what resolves the config of a study with further layers on top."""
-    from medrl.core.config import Layer, nest, parse_set, resolve_method
-
-    flags = {
-        "data.root": source,
-        "target.root": target,
-        "train.seed": seed,
-        "train.device": device,
-        "train.threads": threads,
-    }
-    given = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in flags.items()
-        if value is not None
-    }
-    layers = [Layer("command line", nest(given), base_dir=Path.cwd())]
-    layers += [Layer("--set", nest(dict([parse_set(text)])), base_dir=Path.cwd()) for text in assignments]
-
-    def resolve(more: Sequence[Layer]) -> Resolved[Any]:
-        return resolve_method(
-            manager, "rl4seg", preset=preset, config_file=config_file, layers=[*layers, *more]
-        )
-
-    return resolve
+    values = {key: given[name] for name, key in _KEYS.items() if given[name] is not None}
+    return lambda layers: resolve_tool(manager, "rl4seg", values, given, layers)
 
 
 @click.command("compare")
@@ -101,17 +79,35 @@ def _resolver(
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Repeat with so many seeds."
 )
+@click.option(
+    "--only",
+    default=None,
+    metavar="NAME",
+    help="Do only this, and write no report: shared, one of --methods, or confidence. A task does it.",
+)
 @click.option("--list", "listing", is_flag=True, help="Show every method and do nothing.")
 @click.pass_obj
 def compare(
-    manager: PluginManager, /, output: Path | None, methods: str, seeds: int, listing: bool, **config: Any
+    manager: PluginManager,
+    /,
+    output: Path | None,
+    methods: str,
+    seeds: int,
+    only: str | None,
+    listing: bool,
+    executor: str | None,
+    jobs: int | None,
+    resource: Sequence[str],
+    **config: Any,
 ) -> None:
     """The method beside everything it must beat, at the same number of optimiser steps.
 
     Needs test images with labels in the target; its training labels are read only by the upper bounds
     (ppo-oracle, style-ppo-oracle, target). What is finished stays, an interrupted comparison goes on.
+    With --jobs or --executor methods and seeds are made side by side.
     """
-    from medrl.plugins.rl4seg.compare import catalogue, running
+    from medrl.core.executors import make_executor, parse_resources
+    from medrl.plugins.rl4seg.compare import catalogue, elsewhere, running
 
     if listing:
         for method in catalogue.METHODS:
@@ -119,20 +115,29 @@ def compare(
         return
     if output is None:
         raise ConfigError("compare", why="it has no folder to write to", do="-o DIR")
+    by = None
+    if executor or jobs:
+        by = make_executor(executor or "local", jobs=jobs or 0, resources=parse_resources(resource))
     study = running.Study(
         manager,
-        _resolver(manager, **config),
+        _resolver(manager, config),
         output,
         catalogue.chosen(_words(methods)),
         seeds=seeds,
         say=_say,
         command=sys.argv,
     )
-    outcome = study.run()
+    if only is not None:
+        elsewhere.do_one(study, only)
+        return
+    outcome = study.run(by)
     for line in study.summary(outcome):
         click.echo(line)
     _say(f"numbers: {output / 'results.json'}")
     _say(f"report: {output / 'report.html'}")
+
+
+compare.params += executor_options("methods")
 
 
 @click.command("ts-it")
@@ -150,7 +155,7 @@ def ts_it(manager: PluginManager, /, output: Path, steps: int | None, **config: 
     from medrl.plugins.rl4seg.compare import running
 
     scores = running.ts_it(
-        manager, _resolver(manager, **config), output, steps=steps, say=_say, command=sys.argv
+        manager, _resolver(manager, config), output, steps=steps, say=_say, command=sys.argv
     )
     for name, value in scores.items():
         click.echo(f"{name:20} {value:.4f}")

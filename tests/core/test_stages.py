@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +217,21 @@ def test_the_hash_of_a_folder_follows_names_and_contents(tmp_path):
     second = path_hash(folder)
     (folder / "b").write_text("2")
     assert len({first, second, path_hash(folder)}) == 3
+
+
+def test_programs_side_by_side_have_records_of_their_own_in_one_folder(tmp_path):
+    def stage(pipeline, name):
+        out = tmp_path / f"{name}.txt"
+        pipeline.stage(name, inputs={"name": name}, outputs=[out], run=lambda: out.write_text(name))
+
+    both = {name: Pipeline(tmp_path, record=f"records/{name}.json") for name in ("one", "two")}
+    for name, pipeline in both.items():
+        stage(pipeline, name)
+    for name, other in (("one", "two"), ("two", "one")):
+        again = Pipeline(tmp_path, record=f"records/{name}.json")
+        assert list(again.status()) == [name]
+        assert again.is_done(name, inputs={"name": name}, outputs=[Path(f"{name}.txt")])
+        assert not again.is_done(name, inputs={"name": other}, outputs=[Path(f"{name}.txt")])
+        assert not again.is_done(other, inputs={"name": other}, outputs=[Path(f"{other}.txt")])
+        again.take_over(other, both[other])
+        assert again.is_done(other, inputs={"name": other}, outputs=[Path(f"{other}.txt")])

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 from medrl.core.checkpoint import load_checkpoint
 from medrl.core.config import Layer, resolve_method
-from medrl.core.errors import ConfigError
+from medrl.core.errors import ConfigError, RuntimeFault
 from medrl.core.jobs import PredictJob
+from medrl.core.runlog import RunLock
 from medrl.plugins.rl4seg import commands_study, predict
 from medrl.plugins.rl4seg.compare import catalogue, judging
+from medrl.plugins.rl4seg.compare.elsewhere import tasks_of
 from medrl.plugins.rl4seg.compare.outcome import Outcome
 from medrl.plugins.rl4seg.compare.running import Study, collect, ts_it
 from medrl.plugins.rl4seg.compare.statistics import gain, level_of, two_level
@@ -247,14 +249,76 @@ def test_what_is_finished_is_not_made_again_and_further_methods_join_it(finished
     assert "posthoc-reward" in again.scores
 
 
-def test_methods_made_one_by_one_equal_those_made_together(finished, make_study, tmp_path):
+def test_methods_made_as_tasks_equal_those_made_together_and_only_what_is_left_is_asked_for(
+    finished, make_study, tmp_path, in_this_process
+):
     _, outcome = finished
     study = make_study(tmp_path, ["self-refined", "style-ppo"])
-    for seed in study.seeds.values():
-        seed.make(catalogue.BY_KEY["self-refined"])
-    alone = study.run()
+    alone = study.run(in_this_process)
+    made = ["seed_1_shared", "seed_1_self-refined", "seed_1_style-ppo"]
+    assert in_this_process.asked == made
     assert alone.scores["self-refined"] == outcome.scores["self-refined"]
     assert alone.scores["style-ppo"] == outcome.scores["style-ppo"]
+    assert (tmp_path / "report.html").is_file()
+
+    # Made here, or not at all: nothing is left. What lost its scores is made again, and nothing else.
+    records = {path: path.read_bytes() for path in (tmp_path / "seed_1" / "records").iterdir()}
+    study.run()
+    study.run(in_this_process)
+    assert in_this_process.asked == made
+    (tmp_path / "seed_1" / "scores" / "self-refined.json").unlink()
+    study.run(in_this_process)
+    assert in_this_process.asked == [*made, "seed_1_self-refined"]
+    changed = [path.name for path, content in records.items() if path.read_bytes() != content]
+    assert changed == ["self-refined.json"]
+
+
+def test_methods_of_all_seeds_wait_for_nothing_but_what_their_seed_shares(make_study, tmp_path):
+    tasks = tasks_of(make_study(tmp_path, ["source", "bn"], judge=True, seeds=2))
+    after = {task.name: task.after for task in tasks}
+    assert after == {
+        name: value
+        for seed in (1, 2)
+        for name, value in {
+            f"seed_{seed}_shared": (),
+            f"seed_{seed}_source": (f"seed_{seed}_shared",),
+            f"seed_{seed}_bn": (f"seed_{seed}_shared",),
+            f"seed_{seed}_confidence": tuple(f"seed_{seed}_{name}" for name in ("shared", "source", "bn")),
+        }.items()
+    }
+    assert tasks[-1].arguments[-4:] == ("--seed", "2", "--only", "confidence")
+
+
+def test_a_finished_comparison_is_not_asked_for_and_one_with_a_record_for_all_is_known(
+    finished, make_study, tmp_path
+):
+    folder, _ = finished
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    study = make_study(copy, QUICK, judge=True, members=2)
+    assert tasks_of(study) == []
+    stages: dict[str, Any] = {}
+    for path in (copy / "seed_1" / "records").iterdir():
+        stages |= json.loads(path.read_text())["stages"]
+    shutil.rmtree(copy / "seed_1" / "records")
+    assert len(tasks_of(study)) == len(QUICK) + 1
+    (copy / "seed_1" / "stages.json").write_text(json.dumps({"schema": 1, "stages": stages}))
+    assert tasks_of(study) == []
+
+
+def test_two_comparisons_in_one_folder_and_a_failed_task_are_told(make_study, tmp_path, in_this_process):
+    values = {"target": {"root": str(tmp_path)}}
+    study = make_study(tmp_path / "study", ["source"])
+    lock = RunLock(tmp_path / "study" / "jobs" / "lock")
+    lock.path.parent.mkdir()
+    lock.acquire()
+    with pytest.raises(RuntimeFault, match="in use"):
+        study.run(in_this_process)
+    lock.release()
+    assert in_this_process.asked == []
+    study.resolved = make_study(tmp_path / "study", ["source"], values).resolved
+    with pytest.raises(RuntimeFault, match="seed_1_shared: .*exit code"):
+        study.run(in_this_process)
+    assert not (tmp_path / "study" / "results.json").exists()
 
 
 def test_target_training_labels_decide_nothing_but_the_upper_bounds(echoes, finished, make_study, tmp_path):

@@ -16,12 +16,13 @@ from medrl.core.errors import ConfigError, DataError, MedrlError
 from medrl.core.report import Section
 
 from ..scoring import Scores, largest_blob, score, segment
-from . import report, trust
+from . import elsewhere, report, trust
 from .catalogue import BY_KEY, METHODS, Method
 from .outcome import Outcome
 from .work import Resolve, SeedStudy, tsit_networks
 
 if TYPE_CHECKING:
+    from medrl.core.executors import Executor
     from medrl.core.manager import PluginManager
 
 PANELS = ("source", "style-steps", "style-ppo")
@@ -61,7 +62,8 @@ class Study:
     ) -> None:
         self.folder, self.methods, self.say = folder, list(methods), say
         self.judge, self.members = judge, members
-        cfg = resolve(()).config
+        self.resolved = resolve(())
+        cfg = self.resolved.config
         first = int(cfg.train.seed)
         numbers = range(first, first + seeds) if isinstance(seeds, int) else seeds
         if cfg.data.root is None or cfg.target.root is None:
@@ -82,32 +84,50 @@ class Study:
             for seed in numbers
         }
 
-    def run(self) -> Outcome:
-        """Do what is left, write results and report, and return what was found."""
-        for study in self.seeds.values():
-            self.work(study)
+    def run(self, executor: Executor | None = None) -> Outcome:
+        """Do what is left, write results and report, and return what was found.
+
+        Args:
+            executor: Makes seeds and methods as tasks; without one they are made here, one after the other.
+        """
+        if executor is not None:
+            elsewhere.do_tasks(self, executor)
+        else:
+            for study in self.seeds.values():
+                self.work(study)
         outcome = self.collect()
         outcome.write(self.folder / "results.json")
         self.write_report(outcome)
         return outcome
 
     def work(self, study: SeedStudy) -> None:
-        """Make every method of one seed; an upper bound without labels is left out, with a note."""
+        """Make every method of one seed that can take part."""
+        for method in self.possible(study):
+            self.make(study, method)
+        if self.judge:
+            trust.measure(study, self.methods, members=self.members)
+
+    def possible(self, study: SeedStudy) -> list[Method]:
+        """Return the methods that can take part; an upper bound without labels is left out, with a note."""
+        found = []
         for method in self.methods:
             reason = missing(study, method)
             if reason:
                 note(study.folder, method.key, reason)
                 self.say(f"seed {study.seed}: {method.title} is left out: {reason}")
-                continue
-            try:
-                study.make(method)
-            except DataError as error:
-                if not method.may_fail:
-                    raise
-                note(study.folder, method.key, f"seed {study.seed}: {error}")
-                self.say(f"seed {study.seed}: {method.title} found nothing to learn from: {error}")
-        if self.judge:
-            trust.measure(study, self.methods, members=self.members)
+            else:
+                found.append(method)
+        return found
+
+    def make(self, study: SeedStudy, method: Method) -> None:
+        """Make a method of one seed; where one may find nothing to learn from, that is noted."""
+        try:
+            study.make(method)
+        except DataError as error:
+            if not method.may_fail:
+                raise
+            note(study.folder, method.key, f"seed {study.seed}: {error}")
+            self.say(f"seed {study.seed}: {method.title} found nothing to learn from: {error}")
 
     def collect(self) -> Outcome:
         """Read the scores of all seeds."""

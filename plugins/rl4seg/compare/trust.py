@@ -25,6 +25,7 @@ NAME = "confidence.json"
 """File of a seed with what was measured."""
 
 MEMBERS = 3
+_STAGE = "confidence"
 
 RewardFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,9 +38,37 @@ def measure(study: SeedStudy, methods: Sequence[Method], *, members: int = MEMBE
         methods: Methods that took part.
         members: Networks of the ensemble; with fewer than two there is none.
     """
-    keys = {method.key for method in methods}
-    if "source" not in keys or not study.cfg.learns_reward:
+    keys = applies(study, methods)
+    if not keys:
         return
+    known = {key for key in keys if (study.folder / "scores" / f"{key}.json").is_file()}
+    study.record(_STAGE).stage(
+        _STAGE,
+        inputs=_inputs(study, keys, known, members),
+        outputs=[Path("scores") / NAME],
+        run=lambda: _measure(study, known, members),
+    )
+
+
+def is_measured(study: SeedStudy, methods: Sequence[Method], *, members: int = MEMBERS) -> bool:
+    """Whether `measure` would find everything done, or nothing to do."""
+    keys = applies(study, methods)
+    if not keys or study.lacking(["source", "reward"]):
+        return not keys
+    known = {key for key in keys if (study.folder / "scores" / f"{key}.json").is_file()}
+    return study.record(_STAGE).is_done(
+        _STAGE, inputs=_inputs(study, keys, known, members), outputs=[Path("scores") / NAME]
+    )
+
+
+def applies(study: SeedStudy, methods: Sequence[Method]) -> set[str]:
+    """Return the keys of the methods where there is something to judge; else none."""
+    keys = {method.key for method in methods}
+    return keys if "source" in keys and study.cfg.learns_reward else set()
+
+
+def _inputs(study: SeedStudy, keys: set[str], known: set[str], members: int) -> dict[str, Any]:
+    """What decides the measurement, of methods asked for and of those that have scores."""
     inputs: dict[str, Any] = {
         "config": study.resolved.hash,
         "members": members,
@@ -48,15 +77,9 @@ def measure(study: SeedStudy, methods: Sequence[Method], *, members: int = MEMBE
         "source": study.shared("source"),
         "reward": study.shared("reward"),
     }
-    keys = {key for key in keys if (study.folder / "scores" / f"{key}.json").is_file()}
-    for key in keys & {"style-ppo", "ppo-original"}:
+    for key in known & {"style-ppo", "ppo-original"}:
         inputs[key] = study.folder / "scores" / f"{key}.json"
-    study.pipeline.stage(
-        "confidence",
-        inputs=inputs,
-        outputs=[Path("scores") / NAME],
-        run=lambda: _measure(study, keys, members),
-    )
+    return inputs
 
 
 def _measure(study: SeedStudy, keys: set[str], members: int) -> None:

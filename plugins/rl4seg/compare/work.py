@@ -34,6 +34,7 @@ from ..stages import outputs_of, plan_stages, steps_of
 from .catalogue import BY_KEY, Method, Start
 
 if TYPE_CHECKING:
+    from medrl.core.adaptation.stages import Stage
     from medrl.core.config import Resolved
     from medrl.core.manager import PluginManager
 
@@ -76,10 +77,15 @@ class SeedStudy:
         self._resolve = resolve
         self.resolved = self._config({"loop": {"start": "style"}})
         self.cfg: Rl4segConfig = self.resolved.config
-        self.pipeline = Pipeline(folder)
         self.device = choose_device(str(self.cfg.train.device))
         if self.cfg.train.threads > 0:
             torch.set_num_threads(self.cfg.train.threads)
+
+    def record(self, name: str) -> Pipeline:
+        """Return the record of a method, in a file of its own, so that methods can be made side by side."""
+        found = Pipeline(self.folder, record=f"records/{name}.json")
+        found.take_over(name, Pipeline(self.folder))  # older comparisons have one record for all
+        return found
 
     # -- data ----------------------------------------------------------------------------------------
 
@@ -165,17 +171,26 @@ class SeedStudy:
         given: Path | None = getattr(self.cfg.inputs, kind)
         if given is not None:
             return given
-        stages = [stage for stage in plan_stages(self.cfg) if stage.kind == kind]
-        if not stages:
-            raise ConfigError(f"comparison, stage {kind}", why="this config has no such stage")
         folder = self.run_folder("style-ppo")
-        wanted = folder / outputs_of(stages[0], self.cfg)[0]
-        for stage in plan_stages(self.cfg)[: stages[0].number]:
-            place = folder / outputs_of(stage, self.cfg)[0]
-            if not place.exists():
-                self.say(f"seed {self.seed}: {_SHARED[stage.kind]}")
-                self._loop(self._config({"loop": {"start": "style"}, "stage": stage.kind}), folder)
+        wanted = folder / outputs_of(self._stages_upto(kind)[-1], self.cfg)[0]
+        for stage in self.lacking([kind]):
+            self.say(f"seed {self.seed}: {_SHARED[stage.kind]}")
+            self._loop(self._config({"loop": {"start": "style"}, "stage": stage.kind}), folder)
         return wanted
+
+    def lacking(self, kinds: Sequence[str]) -> list[Stage]:
+        """Return the stages that are still to be made before these kinds of shared stages are all there."""
+        asked = [kind for kind in kinds if getattr(self.cfg.inputs, kind) is None]
+        stages = max((self._stages_upto(kind) for kind in asked), key=len, default=[])
+        folder = self.run_folder("style-ppo")
+        return [stage for stage in stages if not (folder / outputs_of(stage, self.cfg)[0]).exists()]
+
+    def _stages_upto(self, kind: str) -> list[Stage]:
+        plan = plan_stages(self.cfg)
+        numbers = [stage.number for stage in plan if stage.kind == kind]
+        if not numbers:
+            raise ConfigError(f"comparison, stage {kind}", why="this config has no such stage")
+        return plan[: numbers[0]]
 
     def trained_reward(self, key: str) -> Any:
         """Return the last reward net that a method with a reward of its own trained."""
@@ -242,6 +257,23 @@ class SeedStudy:
 
     def make(self, method: Method) -> None:
         """Make a method and score it, unless that is done."""
+        self.record(method.key).stage(
+            method.key,
+            inputs=self._inputs(method),
+            outputs=[Path("scores") / f"{method.key}.json"],
+            run=lambda: self._make(method),
+        )
+
+    def is_made(self, method: Method) -> bool:
+        """Whether a method has scores that were made from what there is now."""
+        if self.lacking(self.needs(method)):
+            return False
+        return self.record(method.key).is_done(
+            method.key, inputs=self._inputs(method), outputs=[Path("scores") / f"{method.key}.json"]
+        )
+
+    def _inputs(self, method: Method) -> dict[str, Any]:
+        """Everything that decides the scores of a method; shared stages are made if they are not there."""
         inputs: dict[str, Any] = {
             "version": _VERSION,
             "config": self.resolved.hash,
@@ -251,12 +283,7 @@ class SeedStudy:
         }
         for kind in self.needs(method):
             inputs[kind] = self.shared(kind)
-        self.pipeline.stage(
-            method.key,
-            inputs=inputs,
-            outputs=[Path("scores") / f"{method.key}.json"],
-            run=lambda: self._make(method),
-        )
+        return inputs
 
     def needs(self, method: Method) -> list[str]:
         """Shared stages that a method takes."""
@@ -268,6 +295,11 @@ class SeedStudy:
         if method.needs_reward and self._shares_reward:
             found.append("reward")
         return list(dict.fromkeys(found))
+
+    def reads(self, method: Method) -> list[str]:
+        """Shared stages that making a method reads, beside those that decide its scores."""
+        more = self._loop_inputs(method) if method.kind == "loop" and method.key != "style-ppo" else []
+        return list(dict.fromkeys([*self.needs(method), *more]))
 
     @property
     def _shares_reward(self) -> bool:
