@@ -152,3 +152,41 @@ def in_this_process():
             return ends
 
     return InThisProcess()
+
+
+# -- executors -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def slurm_node():
+    """A real Slurm of one node; skips, with the reason, where there can be none."""
+    pytest.importorskip("submitit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent / "core" / "ranks"))
+        import slurm_here
+    reason = slurm_here.why_not()
+    if reason:
+        pytest.skip(reason)
+    with slurm_here.started() as here:
+        yield here
+
+
+@pytest.fixture
+def slurm(slurm_node, monkeypatch):
+    """The same, found by the commands of Slurm as long as a test lasts."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**slurm_node.environment, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return slurm_node
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.slow)])
+def elsewhere(request):
+    """An executor that does tasks in other processes: of this machine, or jobs of Slurm."""
+    from medrl.core.executors import LocalExecutor, Resources, SubmititExecutor
+
+    if request.param == "local":
+        return LocalExecutor()
+    request.getfixturevalue("slurm")
+    return SubmititExecutor(Resources(minutes=10, cpus=1, memory_gb=0.5), poll_s=0.5)

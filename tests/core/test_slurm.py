@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,42 +14,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "ranks"))
 import run_nodes
-import slurm_here
 
 from medrl.core.executors import Resources, SubmititExecutor, Task
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(slurm_here.why_not()), reason=slurm_here.why_not() or "Slurm is here"),
-]
+pytestmark = pytest.mark.slow
 TOY = str(Path(__file__).parents[1] / "cli" / "toy")
 SMALL = Resources(minutes=10, cpus=1, memory_gb=0.5)
 RESOURCES = ("--resource", "cpus=1", "--resource", "memory_gb=0.5")
 
 
-@pytest.fixture(scope="module")
-def slurm():
-    pytest.importorskip("submitit")
-    folder = Path(tempfile.mkdtemp(prefix="slm"))  # sockets need a short path
-    folder.chmod(0o777)
-    here = slurm_here.Slurm(folder)
-    before = dict(os.environ)
-    os.environ.update(here.environment, PYTHONPATH=TOY, OMP_NUM_THREADS="1")
-    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-        del os.environ[name]
-    try:
-        here.start()
-        yield here
-    finally:
-        here.stop()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture
 def work(tmp_path, monkeypatch, slurm):
-    """An empty folder that jobs share."""
+    """An empty folder that jobs share; they know the plugin `toy`."""
+    monkeypatch.setenv("PYTHONPATH", TOY)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -42,12 +42,12 @@ def values(tiny, tmp_path_factory, phantoms):
 
 @pytest.fixture
 def staged(manager, values, in_this_process):
-    """Do all stages of a run folder as tasks; return the names of the tasks."""
+    """Do all stages of a run folder as tasks; return the names of the tasks done in this process."""
 
-    def do(run):
+    def do(run, executor=in_this_process):
         in_this_process.asked.clear()
         job = build_train_job(manager, "kspace", values, run)
-        running.run(replace(job, stage_executor=in_this_process))
+        running.run(replace(job, stage_executor=executor))
         return list(in_this_process.asked)
 
     return do
@@ -99,6 +99,22 @@ def test_stages_as_tasks_end_where_one_run_ends_and_what_changed_runs_again(
     last = stages(run)
     running.run(build_train_job(manager, "kspace", values, run))  # `medrl resume` keeps the record too
     assert ran_again(last, run) == []
+
+
+def test_stages_in_other_processes_end_where_one_run_ends_and_this_one_goes_by_their_record(
+    staged, elsewhere, whole, tmp_path, tools
+):
+    run = tmp_path / "run"
+    staged(run, elsewhere)
+    logs = sorted(path.stem for path in (run / "jobs").glob("0*.log"))
+    assert logs == ["01_recon", "02_reward", "03_policy"]
+    for part in (".", "stages/recon", "stages/reward"):
+        assert tools.differences(tools.states(whole / part), tools.states(run / part)) == [], part
+    before = stages(run)
+    shutil.rmtree(run / "stages" / "reward")
+    assert staged(run) == ["02_reward", "03_policy"]
+    assert ran_again(before, run) == ["02_reward", "03_policy"]
+    assert tools.differences(tools.states(whole), tools.states(run)) == []
 
 
 def test_other_images_make_every_stage_learn_again(staged, values, tmp_path, tools):

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from medrl.core.stages import Pipeline
+
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -28,13 +30,17 @@ def watched(rt, cfg, game):
     return found
 
 train.validate = watched
-running.run(build_train_job(manager, "spars", config, folder / "run"))
+job = build_train_job(manager, "spars", config, folder / "run")
+running.run(job)
+kept.append("again")
+running.run(job)
 (folder / f"kept_{rank}.json").write_text(json.dumps(kept))
 """
 
 
 @pytest.mark.ddp
-def test_two_ranks_agree_on_the_weights_of_the_policy(tmp_path, tiny):
+def test_two_ranks_agree_on_the_weights_of_the_policy_and_do_each_recorded_stage_once(tmp_path, tiny):
+    Pipeline(tmp_path / "run").begin()
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "config.json").write_text(json.dumps(tiny({"warm": {"steps": 1}, "ppo": {"updates": 2}})))
     with socket.socket() as probe:
@@ -50,5 +56,10 @@ def test_two_ranks_agree_on_the_weights_of_the_policy(tmp_path, tiny):
     said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     one, other = (json.loads((tmp_path / f"kept_{rank}.json").read_text()) for rank in (0, 1))
-    assert len(one) >= 2
+    assert len(one) >= 3
     assert one == other
+    assert one[-1] == "again", "nothing is left for the second call"
+    done = {name: status.state for name, status in Pipeline(tmp_path / "run").status().items()}
+    assert done == {"01_classifier": "done", "02_play": "done"}
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["world_size"]) == ("finished", 2)

@@ -70,3 +70,20 @@ def test_classifier_and_play_as_tasks_end_where_one_run_ends_and_only_what_chang
     last = stages(run)
     assert [name for name in last if last[name] != after[name]] == ["01_classifier", "02_play"]
     assert tensors(run / "stages" / "classifier") != tensors(play_run / "stages" / "classifier")
+
+
+def test_both_in_other_processes_end_where_one_run_ends_and_this_one_goes_by_their_record(
+    own, manager, play_run, tmp_path, in_this_process, elsewhere
+):
+    run = tmp_path / "run"
+    job = build_train_job(manager, "spars", own, run)
+    running.run(replace(job, stage_executor=elsewhere))
+    assert sorted(path.stem for path in (run / "jobs").glob("0*.log")) == ["01_classifier", "02_play"]
+    assert tensors(run) == tensors(play_run)
+    assert tensors(run / "stages" / "classifier") == tensors(play_run / "stages" / "classifier")
+    before = stages(run)
+    (run / "checkpoints" / "last.pt").unlink()
+    running.run(replace(job, stage_executor=in_this_process))
+    after = stages(run)
+    assert [name for name in after if after[name] != before[name]] == ["02_play"]
+    assert tensors(run) == tensors(play_run)

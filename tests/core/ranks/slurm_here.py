@@ -6,7 +6,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 WAIT_S = 60
@@ -53,6 +56,20 @@ def why_not():
     if missing:
         return f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
     return ""
+
+
+@contextmanager
+def started():
+    """Start a Slurm in a scratch folder of its own, and end it."""
+    folder = Path(tempfile.mkdtemp(prefix="slm"))  # sockets need a short path
+    folder.chmod(0o777)
+    here = Slurm(folder)
+    try:
+        here.start()
+        yield here
+    finally:
+        here.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,22 +100,15 @@ def test_iterations_get_more_time_and_each_stage_waits_for_the_one_before(make_j
     assert tasks[1].arguments[-1] == "stage=ppo"
 
 
-def test_without_slurm_the_message_says_what_to_do(make_job, tmp_path, tools):
-    if shutil.which("srun"):
-        pytest.skip("Slurm is there")
+def test_without_slurm_the_message_says_what_to_do(make_job, tmp_path, tools, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
     values = tools.merged(ORACLE, {"slurm": {"mode": "slurm", **JOBS}})
     with pytest.raises(ConfigError, match="no Slurm machine"):
         loop.run(make_job(tmp_path / "run", values))
 
 
-def slurm_answers():
-    """Whether there is a Slurm that could do a job."""
-    if shutil.which("sbatch") is None:
-        return False
-    return subprocess.run(["squeue"], capture_output=True, timeout=60, check=False).returncode == 0
-
-
-@pytest.mark.skipif(not slurm_answers(), reason="no Slurm answers on this machine")
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
 def test_a_real_slurm_does_every_stage(straight, make_job, tmp_path, tools):
     run = tmp_path / "run"
     loop.run(make_job(run, tools.merged(ORACLE, {"slurm": {"mode": "slurm", **JOBS}})))
