@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from medrl.core.errors import ConfigError
 from medrl.plugins.kspace.agent.policy import LineAgent, Needs, Seen
-
-KERNEL = 5
-DILATIONS = (1, 2, 4)
+from medrl.plugins.kspace.agent.trunk import Trunk, summary
 
 
 class FeatureScale(nn.Module):
@@ -88,9 +86,9 @@ class ColumnAgent(LineAgent):
         self.actions, self.shared = int(actions), bool(shared)
         self.column_scale = FeatureScale(features)
         self.pooled_scale = FeatureScale(pooled)
-        self.actor = _Trunk(actions, features, pooled, width, embedding)
+        self.actor = Trunk(actions, features, pooled, width, embedding)
         self.policy = nn.Conv1d(width, 1, 1)
-        self.critic = self.actor if shared else _Trunk(actions, features, pooled, width, embedding)
+        self.critic = self.actor if shared else Trunk(actions, features, pooled, width, embedding)
         self.value = nn.Linear(2 * width, 1)
         for weight, gain in ((self.policy.weight, policy_gain), (self.value.weight, 1.0)):
             nn.init.orthogonal_(weight.view(1, -1), gain)
@@ -119,52 +117,12 @@ class ColumnAgent(LineAgent):
         return self._policy_of(maps), self._value_of(maps if self.shared else self.critic(*inputs))
 
     def _inputs(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        return self.column_scale(seen["columns"]), self.pooled_scale(seen["pooled"])
+        columns = self.column_scale(seen["columns"]).transpose(1, 2).contiguous()
+        return columns, self.pooled_scale(seen["pooled"])
 
     def _policy_of(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.policy(maps)
-        return out[:, 0].float()
+        return F.linear(maps, self.policy.weight.squeeze(-1), self.policy.bias)[..., 0].float()
 
     def _value_of(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.value(_summary(maps))
+        out: Tensor = self.value(summary(maps))
         return out[:, 0].float()
-
-
-class _Trunk(nn.Module):
-    def __init__(self, actions: int, features: int, pooled: int, width: int, embedding: int) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.randn(embedding, actions) * 0.02)
-        self.stem = nn.Conv1d(features + embedding, width, 1)
-        self.whole = nn.Linear(pooled, width, bias=False) if pooled else None
-        self.blocks = nn.ModuleList(_Block(width, dilation) for dilation in DILATIONS)
-
-    def forward(self, columns: Tensor, pooled: Tensor) -> Tensor:
-        known = self.embedding.unsqueeze(0).expand(columns.shape[0], -1, -1)
-        maps = self.stem(torch.cat([columns, known], dim=1))
-        if self.whole is not None:
-            maps = maps + self.whole(pooled).unsqueeze(-1)
-        for block in self.blocks:
-            maps = block(maps)
-        return F.relu(maps)
-
-
-class _Block(nn.Module):
-    """Look left and right, and at the summary of all columns; add to what was there."""
-
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(4, width)
-        self.near = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2 * dilation, dilation=dilation)
-        self.context = nn.Linear(2 * width, width)
-        self.mix = nn.Conv1d(width, width, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        inner = F.relu(self.norm(maps))
-        inner = self.near(inner) + self.context(_summary(inner)).unsqueeze(-1)
-        out: Tensor = maps + self.mix(F.relu(inner))
-        return out
-
-
-def _summary(maps: Tensor) -> Tensor:
-    """Mean and largest value over the columns, ``(B, 2C)``."""
-    return torch.cat([maps.mean(dim=-1), maps.amax(dim=-1)], dim=1)

@@ -8,7 +8,6 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets.resnet import resnet18
 from torch import Tensor, nn
 
 from medrl.core.checkpoint import load_foreign, load_into
@@ -133,6 +132,9 @@ class _Network(nn.Module):
         norm: str,
         gain: float,
     ) -> None:
+        # Imported here: MONAI takes three CPU seconds, which runs with other agents need not pay.
+        from monai.networks.nets.resnet import resnet18
+
         super().__init__()
         self.image_shape, self.steps_dim = image_shape, steps_dim
         self.kernel = FFTConv()
