@@ -223,7 +223,7 @@ def squash(values: Tensor) -> Tensor:
 
     Source: ASMR asmr_env.py; Pohlen et al. 2018.
 
-    >>> f"{squash(torch.tensor(-0.6931)):.5f}"
+    >>> f"{squash(torch.tensor(0.5).log()):.5f}"
     '-0.30190'
     """
     return values.sign() * ((values.abs() + 1.0).sqrt() - 1.0) + 0.001 * values

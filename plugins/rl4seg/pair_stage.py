@@ -159,7 +159,9 @@ def _asked(network: nn.Module, beat: Beat) -> Callable[[Tensor], Any]:
 
 
 def _writer(cfg: Rl4segConfig, data: Domains, folder: Path, subjects: Any) -> PairWriter:
-    split = SubjectSplit.of(subjects, validation=cfg.pairs.validation, seed=cfg.data.split_seed)
+    # Of the few pairs of a trial both parts need some.
+    share = max(0.5, cfg.pairs.validation) if cfg.train.max_steps else cfg.pairs.validation
+    split = SubjectSplit.of(subjects, validation=share, seed=cfg.data.split_seed)
     return PairWriter(
         folder,
         classes=data.classes,

@@ -1,4 +1,8 @@
-"""Students that MONAI owns, with graft's taps and deep supervision added from outside."""
+"""Students that MONAI owns, with graft's taps and deep supervision added from outside.
+
+MONAI is imported where a network is made: that takes three CPU seconds, which runs of other students need
+not pay.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch.nn.functional as F
-from monai.networks.nets.basic_unet import BasicUNet
-from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
 from medrl.core.errors import ConfigError, DataError
@@ -96,6 +98,8 @@ class UNet3D(_TappedNetwork):
     ) -> None:
         if len(features) != 5:
             raise ConfigError("graft.unet3d", why=f"features must have five numbers, got {list(features)}")
+        from monai.networks.nets.basic_unet import BasicUNet
+
         widths = [int(width) for width in features]
         network = BasicUNet(
             spatial_dims=3,
@@ -153,6 +157,8 @@ class SwinUNETRStudent(_TappedNetwork):
             )
         if len(depths) != 4 or len(num_heads) != 4:
             raise ConfigError("graft.swin_unetr", why="depths and num_heads must have four numbers each")
+        from monai.networks.nets.swin_unetr import SwinUNETR
+
         network = SwinUNETR(
             in_channels=in_channels,
             out_channels=out_channels,
