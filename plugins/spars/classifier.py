@@ -26,7 +26,7 @@ from medrl.core.rng import derive_seed, isolated, numpy_generator, torch_generat
 from .config import SparsConfig
 from .data import Loaded, VolumeSet
 from .mil.bank import FeatureBank
-from .mil.clusters import FULL_SCALE, learn_clusters
+from .mil.clusters import FULL_SCALE, learn_clusters, stretched
 from .mil.features import to_voxels
 from .mil.fraction import RoundFacts, Rows, collect, draw, fraction_loss, one_cycle, optimiser, refused
 from .mil.gate import component_statistics, gate_level
@@ -214,6 +214,7 @@ def _learn_presence(
         clusters = learn_clusters(bank, train.labels(), settings.cluster, seed=seed)
         highest = clusters.z.flatten().sort(descending=True).values[:8]
         found, facts = clusters, {"highest_z": [round(float(z), 2) for z in highest]}
+        clusters.z.copy_(stretched(clusters.z))
     else:
         widths = settings.head.widths
         found, losses = learn_topk(bank, train.labels(), settings.topk, seed=seed, widths=widths)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FULL_SCALE = 7.0
 """Score that becomes 1: clusters of tumours reach about 7 with 64 volumes of each class."""
+LEAST_SCALE = 3.0
+"""Where even the best cluster scores less, it may be chance, and nothing is stretched further."""
 
 
 @torch.no_grad()
@@ -89,6 +91,20 @@ def selection(
     """
     p1, p0 = positive * (scale / positives), negative * (scale / negatives)
     return (p1 - p0) / torch.sqrt(p1 + p0 + 1.0)
+
+
+def stretched(z: Tensor) -> Tensor:
+    """Scores of clusters, multiplied so that the highest counts as certain, where none reaches `FULL_SCALE`.
+
+    Small or faint objects share their clusters with other tissue, so that even the best scores less; seeds of
+    pseudo-masks would then never be found.
+
+    >>> stretched(torch.tensor([4.0, 1.0, -2.0]))
+    tensor([ 7.0000,  1.7500, -3.5000])
+    >>> stretched(torch.tensor([8.0, 1.0])), stretched(torch.tensor([1.5]))
+    (tensor([8., 1.]), tensor([3.5000]))
+    """
+    return z * (FULL_SCALE / float(z.max().clamp(LEAST_SCALE, FULL_SCALE)))
 
 
 def k_means(rows: Tensor, clusters: int, *, iterations: int, generator: torch.Generator) -> Tensor:
