@@ -21,7 +21,8 @@ class Scale:
         cases: Volumes to learn on, half of them without a tumour.
         test_cases: Volumes to test on, a quarter of them without.
         shape: Voxels.
-        radius: Of tumours, in voxels.
+        radius: Of tumours and distractors, in voxels.
+        distractors: Lowest and highest number of look-alikes outside the liver.
         folds: One of so many watches over training.
         values: Config laid over the preset.
     """
@@ -30,13 +31,18 @@ class Scale:
     test_cases: int
     shape: tuple[int, int, int]
     radius: tuple[float, float]
+    distractors: tuple[int, int]
     folds: int
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
 SCALES = {
-    "smoke": Scale(cases=48, test_cases=8, shape=(32, 32, 24), radius=(3.0, 5.0), folds=4),
-    "small": Scale(cases=96, test_cases=16, shape=(64, 64, 48), radius=(3.0, 8.0), folds=5),
+    "smoke": Scale(
+        cases=80, test_cases=12, shape=(48, 48, 32), radius=(4.0, 7.0), distractors=(1, 1), folds=5
+    ),
+    "small": Scale(
+        cases=96, test_cases=16, shape=(64, 64, 48), radius=(3.0, 8.0), distractors=(1, 3), folds=5
+    ),
 }
 ROLES = {
     "scan": "method",
@@ -58,6 +64,7 @@ def run(job: DemoJob) -> DemoResult:
         seed=job.seed,
         shape=scale.shape,
         radius=scale.radius,
+        distractors=scale.distractors,
     )
     job.say("classifier from image labels, then self-play")
     values = {

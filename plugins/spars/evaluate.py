@@ -25,6 +25,7 @@ from .hunting import NAMES, TITLES, hunt, make_table, map_of, plan_of, policy_na
 from .maps import segment_with
 from .measuring import METRICS, Measured, by_patient, measure, window_mask
 from .restoring import Restored, open_run
+from .showing import Album
 
 if TYPE_CHECKING:
     from medrl.core.manager import PluginManager
@@ -98,18 +99,21 @@ def run(
     place = _device(device)
     found: dict[str, list[Measured]] = {}
     facts: dict[str, Any] = {}
+    album: Album | None = None
     for path in runs:
         opened = open_run(path, manager, place)
         own, part = volumes_of(opened, data, split)
+        first = album is None
+        album = Album(opened.cfg.score.window) if album is None else album
         for name in wanted:
             if name == "self-play" and opened.agent is None:
                 continue
             key = name if len(runs) == 1 else f"{path.name}: {name}"
             say(f"{key}: {len(own)} volumes")
-            found[key] = measured(opened, own, name, seed=seed)
+            found[key] = measured(opened, own, name, seed=seed, album=album if first else None)
         facts[path.name] = facts_of(opened, own, part)
     summary = summarise(found, facts)
-    return Evaluation(found, summary, write(output, found, summary))
+    return Evaluation(found, summary, write(output, found, summary, album))
 
 
 def volumes_of(opened: Restored, data: Path | None, split: str) -> tuple[VolumeSet, str]:
@@ -143,23 +147,27 @@ def has_masks(loaded: Loaded, part: VolumeSet) -> bool:
     return len(part) > 0 and all(loaded.dataset.case(case).label is not None for case in part.ids)
 
 
-def measured(opened: Restored, part: VolumeSet, name: str, *, seed: int = 0) -> list[Measured]:
-    """Hunt in every volume and compare with its mask."""
+def measured(
+    opened: Restored, part: VolumeSet, name: str, *, seed: int = 0, album: Album | None = None
+) -> list[Measured]:
+    """Hunt in every volume and compare with its mask; the album keeps what the report shows."""
     cfg = opened.cfg
     table = make_table(cfg, opened.scorer, part.volumes, part.ids, content=part.keys)
     policy, plan = policy_named(name, cfg, table, opened.agent), plan_of(cfg)
     threshold = float(opened.threshold["value"])
     rows = []
-    for at, mask in enumerate(part.open_masks(part.ids)):
+    for at, truth in enumerate(part.open_masks(part.ids)):
         visits = hunt(table, at, policy, plan, seed=seed)
         score_map = map_of(table, at, visits, cfg.map)
+        mask = segment_with(score_map, threshold, cfg.map)
+        spacing = part.spacing_mm[at].tolist()
         rows.append(
             measure(
-                segment_with(score_map, threshold, cfg.map),
-                torch.as_tensor(mask).bool(),
+                mask,
+                torch.as_tensor(truth).bool(),
                 case=part.ids[at],
                 patient=part.patients[at],
-                spacing_mm=part.spacing_mm[at].tolist(),
+                spacing_mm=spacing,
                 window=cfg.score.window,
                 score_map=score_map,
                 visited=window_mask(score_map.shape, visits.corners.cpu(), cfg.score.window),
@@ -167,6 +175,16 @@ def measured(opened: Restored, part: VolumeSet, name: str, *, seed: int = 0) -> 
                 windows=visits.windows_scored,
             )
         )
+        if album is not None:
+            album.add(
+                part.ids[at],
+                name,
+                volume=part.volumes[at],
+                truth=torch.as_tensor(truth).bool(),
+                mask=mask,
+                visits=visits,
+                spacing_mm=spacing,
+            )
     return rows
 
 
@@ -235,7 +253,12 @@ def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def write(folder: Path, found: Mapping[str, Sequence[Measured]], summary: Mapping[str, Any]) -> Path:
+def write(
+    folder: Path,
+    found: Mapping[str, Sequence[Measured]],
+    summary: Mapping[str, Any],
+    album: Album | None = None,
+) -> Path:
     """Write ``cases.csv``, ``summary.json`` and ``report.html``; return the last."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
@@ -254,6 +277,7 @@ def write(folder: Path, found: Mapping[str, Sequence[Measured]], summary: Mappin
     meaning = [f"{name}: {words}." for name, words in METRICS.items()]
     sections = [
         Section("Policies", simple_table(heads, rows_) + paragraphs(summary["notes"])),
+        *(album.sections() if album is not None else ()),
         Section("What is measured", paragraphs(meaning)),
     ]
     return write_page(folder / "report.html", "spars: masks of every policy", sections, facts={})
