@@ -7,6 +7,7 @@ by the numbers that it wrote down, and submits nothing twice.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ RECORD = "jobs.json"
 
 POLL_S = 5.0
 _GRACE_S = 60.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 _ALIVE = {
     "PENDING",
     "RUNNING",
@@ -295,6 +297,12 @@ class SubmititExecutor(Executor):
             if self.cluster == "slurm" and shutil.which("srun") is None:
                 raise ConfigError(
                     "executor slurm", why="there is no srun: this is no Slurm machine", do="--executor local"
+                ) from error
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise RuntimeFault(
+                    f"{folder} cannot be written",
+                    why=error.strerror or str(error),
+                    do="free space on that disk, or choose another folder with -o",
                 ) from error
             raise RuntimeFault(
                 f"Slurm refuses {tasks[0].name}", why=why, do="check --resource with sinfo and sbatch"

@@ -1,5 +1,6 @@
 """Executors: order, logs, exit codes, dependencies, and what happens when the one who started them goes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -190,6 +191,15 @@ def test_without_slurm_the_message_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no Slurm machine") as error:
         make_executor("slurm").run([version("a")], folder=tmp_path / "logs")
     assert "--executor local" in error.value.do
+
+
+def test_a_full_folder_is_not_taken_for_a_refusal_of_the_queue(tmp_path, monkeypatch, submitit_here):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("submitit.core.utils.cloudpickle_dump", lambda data, path: full(path, data))
+    with pytest.raises(RuntimeFault, match="logs cannot be written: No space left"):
+        submitit_here.run([version("a")], folder=tmp_path / "logs")
 
 
 def write_tool(folder, name, text):

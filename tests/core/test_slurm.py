@@ -85,6 +85,21 @@ def test_two_tasks_of_srun_are_ranks_and_a_requeued_job_goes_on_to_the_same_weig
     assert (manifest["status"], manifest["resumed"], manifest["world_size"]) == ("finished", 1, 2)
 
 
+def test_when_a_rank_of_srun_is_killed_the_job_ends_with_the_cause(work, slurm):
+    """Without ``--kill-on-bad-exit`` Slurm would let the other rank wait for ever."""
+    script = work / "job.sh"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"exec srun -n2 --kill-on-bad-exit=0 {sys.executable} -W ignore {run_nodes.__file__} long {work}\n"
+    )
+    job = slurm.ask("sbatch", "--parsable", "-n2", "--mem=1000", "--output=out", str(script))
+    until(lambda: all((work / f"pid_{rank}").exists() for rank in range(2)), slurm)
+    os.kill(int((work / "pid_1").read_text()), signal.SIGKILL)
+    slurm.wait_for(job, "FAILED")
+    assert "rank 1 died at step" in (work / "run" / "log.txt").read_text(), (work / "out").read_text()
+    assert json.loads((work / "run" / "manifest.json").read_text())["status"] == "failed"
+
+
 def test_jobs_wait_for_each_other_and_one_behind_a_failure_is_never_begun(work, slurm):
     tasks = [
         toy("first"),

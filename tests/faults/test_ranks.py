@@ -171,6 +171,21 @@ def test_when_one_rank_is_lost_all_end_and_the_cause_is_told(tmp_path, mode, cod
 
 
 @pytest.mark.ddp
+def test_when_the_shared_folder_is_full_all_ranks_end_with_the_cause_and_go_on_later(finished, tmp_path):
+    codes, texts = end_of(run_toy.launch("full", tmp_path, ranks=2), tmp_path)
+    assert codes == (1, 1), texts
+    cause = f"checkpoint {tmp_path / 'run' / 'checkpoints' / 'step_000004.pt'} cannot be written"
+    assert all(cause in text for text in texts), texts
+    run = RunFolder.open(tmp_path / "run", lock=False)
+    assert (run.status, run.owner) == ("failed", {})
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["last.pt", "step_000002.pt"], "nothing that was cut short is left"
+    codes, texts = end_of(run_toy.launch("room", tmp_path, ranks=2), tmp_path)
+    assert codes == (0, 0), texts
+    assert toy.state_of(tmp_path / "run") == toy.state_of(finished[0] / "straight_fp32")
+
+
+@pytest.mark.ddp
 def test_a_signal_to_one_rank_makes_both_save_and_stop(tmp_path):
     processes = run_toy.launch("signals", tmp_path, ranks=2)
     deadline = time.monotonic() + LIMIT_S

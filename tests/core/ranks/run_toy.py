@@ -6,6 +6,7 @@ It ends with the exit code of the command line. Forks have torch already, so man
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -129,6 +130,20 @@ def fault(mode, folder, timeout_s):
             return
 
 
+def full(mode, folder, timeout_s):
+    """Train as ``straight_fp32`` of `resume`; mode ``full``: the folder of rank 0 is full before a save.
+
+    A limit of the file size stands for the disk, since a root user can fill anything else.
+    """
+
+    def fill(rt, step):
+        if mode == "full" and rt.is_main and step == 4:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+
+    toy.train(folder / "run", 6, before=fill, accumulate=2, timeout_s=timeout_s)
+
+
 def signals(_mode, folder, _timeout_s):
     """Train for long, so that a signal can arrive; tell when the run is under way."""
 
@@ -159,7 +174,8 @@ def stubborn(_mode, folder, _timeout_s):
 
 def main(mode, folder, timeout_s=60):
     torch.set_num_threads(1)
-    action = {"resume": resume, "signals": signals, "stubborn": stubborn}.get(mode, fault)
+    actions = {"resume": resume, "full": full, "room": full, "signals": signals, "stubborn": stubborn}
+    action = actions.get(mode, fault)
     try:
         action(mode, folder, timeout_s)
     except MedrlError as error:
