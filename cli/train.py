@@ -44,6 +44,7 @@ class Train(MethodCommand):
         """Resolve the config, plan the runs and do them."""
         shared = call.shared
         existing(shared["init_from"], option="--init-from")
+        refuse_sweep(shared["config"])
         scratch = scratch_folder() if shared["fast_dev_run"] else None
         try:
             plan = plan_runs(call, scratch)
@@ -56,6 +57,20 @@ class Train(MethodCommand):
         finally:
             if scratch is not None and rank() == 0:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_sweep(file: Path | None) -> None:
+    """Refuse a config file that says what varies.
+
+    Raises:
+        ConfigError: It has a block `sweep`.
+    """
+    if file is None:
+        return
+    from medrl.core.config import load_yaml
+
+    if "sweep" in load_yaml(Path(file)):
+        raise ConfigError(f"{file}: sweep", why="one run has no such block", do=f"medrl sweep {file}")
 
 
 def show_plan(call: Call, plan: list[Planned]) -> None:
@@ -283,7 +298,7 @@ def train_one(call: Call, planned: Planned) -> int:
     shared = call.shared
     screen = console()
     devices = shared["devices"] or 1
-    if devices > 1 and not inside_launcher():
+    if devices > 1 and not inside_launcher() and shared.get("stage_executor") is None:
         arguments = [*screen.arguments, *planned.flags, "-o", str(planned.run_dir)]
         for key, value in shared.get("synthetic", {}).items():
             if planned.resolved.origins.get(key) == "--fast-dev-run":
@@ -306,6 +321,7 @@ def train_one(call: Call, planned: Planned) -> int:
             command=call.shared.get("command") or ("medrl", *screen.arguments),
             fast_dev_run=shared["fast_dev_run"],
             stage_executor=shared.get("stage_executor"),
+            devices=devices,
             extra={**call.extra, "progress": show},
         )
         try:
@@ -320,10 +336,16 @@ def executor_of_stages(call: Call, config: Any) -> Any:
     """Return what does each stage of a run as a task.
 
     Raises:
-        ConfigError: The method has no stages.
+        ConfigError: The method has no stages, or this is one of several ranks.
     """
     if "stage" not in type(config).model_fields:
         raise ConfigError("--by stage", why=f"method '{call.method}' has no stages", do="leave it out")
+    if inside_launcher():
+        raise ConfigError(
+            "--by stage",
+            why="inside torchrun or srun every rank would start the tasks",
+            do="start it without them; --devices N, or --resource tasks=N, gives each stage N ranks",
+        )
     from medrl.core.executors import make_executor, parse_resources
 
     return make_executor(

@@ -144,6 +144,7 @@ class TrainJob:
         fast_dev_run: Two steps, one validation, nothing kept but the evidence that it works.
         stage_executor: Does each stage of a method that has stages as a task of its own; None does them in
             this program.
+        devices: Ranks that each of these tasks starts on its machine.
         extra: Values of the method's own options that are no config keys.
     """
 
@@ -157,6 +158,7 @@ class TrainJob:
     command: Sequence[str] = ()
     fast_dev_run: bool = False
     stage_executor: Executor | None = None
+    devices: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

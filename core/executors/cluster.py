@@ -304,6 +304,12 @@ class SubmititExecutor(Executor):
                     why=error.strerror or str(error),
                     do="free space on that disk, or choose another folder with -o",
                 ) from error
+            if self.cluster == "slurm" and queue_states() is None:
+                raise RuntimeFault(
+                    "Slurm does not answer",
+                    why=why,
+                    do="medrl doctor says what there is; --executor local needs no Slurm",
+                ) from error
             raise RuntimeFault(
                 f"Slurm refuses {tasks[0].name}", why=why, do="check --resource with sinfo and sbatch"
             ) from error

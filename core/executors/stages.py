@@ -102,6 +102,7 @@ def stage_tasks(
     if job.init_from is not None:
         common += ["--init-from", str(Path(job.init_from).resolve())]
     common += ["--trust-checkpoint"] * job.trust_checkpoint + ["--fast-dev-run"] * job.fast_dev_run
+    common += ["--devices", str(job.devices)] if job.devices > 1 else []
     for text in settings:
         common += ["--set", text]
     tasks: list[Task] = []

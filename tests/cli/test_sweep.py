@@ -93,6 +93,12 @@ def test_a_sweep_that_makes_no_sense_is_refused_before_anything_is_written(medrl
     assert list(toy.iterdir()) == []
 
 
+def test_a_file_with_a_sweep_is_not_taken_for_one_run(medrl, toy):
+    (toy / "s.yaml").write_text("method: toy\nsweep: {grid: {train.lr: [0.1, 0.2]}}\n")
+    answer = medrl("train", "-c", "s.yaml", "-o", "r")
+    assert (answer.code, "medrl sweep s.yaml" in answer.err) == (2, True), answer.err
+
+
 def test_all_problems_of_a_grid_are_told_at_once(medrl):
     err = medrl("sweep", "toy", "--grid", "train.lr=0.1,fast,slow", "-o", "many").err
     assert "'fast'" in err
@@ -260,11 +266,13 @@ def test_a_single_run_can_be_done_elsewhere(medrl, toy):
     assert (toy / "one" / "seen.json").exists()
 
 
-def test_a_sweep_inside_a_launcher_is_refused(medrl, monkeypatch):
+def test_a_sweep_and_stages_as_tasks_inside_a_launcher_are_refused(medrl, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     answer = medrl("sweep", "toy", *GRID)
     assert (answer.code, "--executor slurm" in answer.err) == (2, True)
+    answer = medrl("train", "graft", "--by", "stage", "--set", "data.root=.", "-o", "r")
+    assert (answer.code, "every rank would start the tasks" in answer.err) == (2, True), answer.err
 
 
 def test_stages_as_tasks_need_a_method_with_stages(medrl, toy):

@@ -208,6 +208,16 @@ def write_tool(folder, name, text):
     path.chmod(0o755)
 
 
+def test_a_queue_that_does_not_answer_is_not_taken_for_a_refusal(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_tool(tmp_path, "srun", "")
+    for name in ("sbatch", "squeue"):
+        write_tool(tmp_path, name, "raise SystemExit('no controller is there')")
+    with pytest.raises(RuntimeFault, match="Slurm does not answer: .*no controller is there"):
+        make_executor("slurm").run([version("a")], folder=tmp_path / "logs")
+
+
 def test_the_state_of_jobs_is_read_from_the_queue(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     lines = "11|RUNNING|None\\n12_0|PENDING|Dependency\\n13|PENDING|DependencyNeverSatisfied\\n14|FAILED|x"

@@ -51,6 +51,7 @@ def job(tmp_path):
         init_from=None,
         trust_checkpoint=False,
         fast_dev_run=False,
+        devices=1,
     )
 
 
@@ -67,6 +68,8 @@ def test_each_stage_is_an_ordinary_command_after_the_one_before(job, tmp_path):
         "--plain", "train", "toy", "-c", str(config), "-o", str(tmp_path / "run"),
         "--set", "slurm.mode=off", "--set", "stage=reward",
     )  # fmt: skip
+    job.devices = 2
+    assert stage_tasks(job, STAGES)[0].arguments[-4:] == ("--devices", "2", "--set", "stage=source")
 
 
 def test_what_is_done_is_not_asked_for_and_the_last_stage_looks_whether_all_is_as_it_was(job, tmp_path):

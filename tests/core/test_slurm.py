@@ -172,9 +172,11 @@ def test_a_sweep_leaves_its_jobs_when_it_is_interrupted_and_finds_them_again(wor
     assert "the jobs stay in the queue" in err
     logs = work / "many" / ".sweep" / "logs"
     submitted = sorted(logs.glob("submitit/*submitted.pkl"))
+    with (work / "again").open("w") as said:
+        again = subprocess.Popen(call, stderr=said)
+    until(lambda: "lr=0.1: started" in (work / "again").read_text(), slurm)
     (work / "go").touch()
-    again = subprocess.run(call, capture_output=True, text=True, timeout=240, check=False)
-    assert again.returncode == 0, again.stderr
+    assert again.wait(240) == 0, (work / "again").read_text()
     assert sorted(logs.glob("submitit/*submitted.pkl")) == submitted, "nothing was submitted twice"
     assert (work / "many" / "summary.csv").read_text().count("\n") == 3
 

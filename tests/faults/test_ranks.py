@@ -14,6 +14,7 @@ import pytest
 from medrl.core.checkpoint import load_checkpoint, read_meta
 from medrl.core.errors import RuntimeFault
 from medrl.core.runlog import RunFolder
+from medrl.core.runlog.lock import process_alive
 from medrl.core.runtime.ranks import Place, Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core" / "ranks"))
@@ -198,6 +199,28 @@ def test_a_signal_to_one_rank_makes_both_save_and_stop(tmp_path):
     assert run.status == "interrupted"
     step = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").meta["step"]
     assert max(record["step"] for record in run.records()) == step
+
+
+@pytest.mark.ddp
+def test_ranks_whose_launcher_is_killed_end_and_say_so(tmp_path):
+    launcher = run_toy.fork.Process(target=run_toy.launch_and_wait, args=("signals", tmp_path, 2))
+    launcher.start()
+    deadline = time.monotonic() + LIMIT_S
+    while not all((tmp_path / f"ready_{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    pids = [int((tmp_path / f"pid_{rank}").read_text()) for rank in range(2)]
+    launcher.kill()
+    launcher.join()
+    while any(process_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [pid for pid in pids if process_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "no rank is left behind"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"its launcher, process {launcher.pid}, is gone" in log
+    assert RunFolder.open(tmp_path / "run", lock=False).status == "failed"
 
 
 def test_a_rank_that_cannot_find_the_others_says_so(monkeypatch):

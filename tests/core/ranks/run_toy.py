@@ -39,6 +39,12 @@ def launch(mode, folder, *, ranks=1, timeout_s=60):
     return processes
 
 
+def launch_and_wait(mode, folder, ranks):
+    """Start processes and wait for them, as a launcher does."""
+    for process in launch(mode, folder, ranks=ranks):
+        process.join()
+
+
 def in_fork(mode, folder, place, timeout_s):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
         os.environ.pop(name, None)
@@ -149,6 +155,7 @@ def signals(_mode, folder, _timeout_s):
 
     def wait(rt, step):
         if step == 2:
+            (folder / f"pid_{rt.rank}").write_text(str(os.getpid()))
             (folder / f"ready_{rt.rank}").write_text("")
         time.sleep(0.02)
 
