@@ -2,8 +2,9 @@
 
 ``overhead``: the same network, data and optimiser in a plain loop of torch and in the loop of `Runtime`, one
 step of each in turn in one process; medians of CPU time (of time on a GPU). ``launched`` is the same loop as
-the only rank of torchrun. ``bytes``: two gloo ranks count what a step hands to torch.distributed, beside DDP
-on the same network. ``times``: seconds of a step of the networks of `scale_table.py`.
+the only rank of torchrun; one rank opens no process group, and that is looked at. ``bytes``: two gloo ranks
+count what a step hands to torch.distributed, beside DDP on the same network. ``times``: seconds of a step of
+the networks of `scale_table.py`.
 
     python benchmarks/scale_step.py [--out FILE] [--device cuda] [--repeats 40] [--small]
 """
@@ -110,10 +111,11 @@ def overhead(device: str, repeats: int, size: int) -> dict[str, float]:
             last = clock(device)
             rt.backward(net(x).square().mean(), cases=("a", "b"))
             rt.step(ours, clip_norm=12.0)
-        world = rt.world_size
+        world, grouped = rt.world_size, dist.is_initialized()
     ratios = [ours_s / plain_s for ours_s, plain_s in zip(times["medrl"], times["plain"], strict=True)]
     return {
         "ranks": float(world),
+        "process_groups": float(grouped),
         "plain_s": statistics.median(times["plain"]),
         "medrl_s": statistics.median(times["medrl"]),
         "overhead_percent": 100.0
@@ -265,7 +267,8 @@ def main() -> None:
     for name in ("overhead", "launched"):
         row = found[name]
         both = f"plain {row['plain_s']:.4f} s, medrl {row['medrl_s']:.4f} s"
-        print(f"{name}: {both}, {row['overhead_percent']:+.2f} %")
+        groups = f"{row['ranks']:.0f} rank, {row['process_groups']:.0f} process groups"
+        print(f"{name}: {both}, {row['overhead_percent']:+.2f} % ({groups})")
     row = found["bytes"]
     print(f"bytes of a step: parameters {row['parameters']}, DDP {row['ddp']}, medrl {row['medrl']}")
     for name, row in found["times"].items():

@@ -419,6 +419,14 @@ def test_a_batch_script_without_srun_is_one_process():
     assert detect_ranks({}).world_size == 1
 
 
+def test_the_only_task_of_srun_is_one_process_and_opens_no_group(tmp_path, monkeypatch):
+    for name, value in {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with toy.make_job(tmp_path / "run", 1).runtime() as rt:
+        assert rt.world_size == 1
+        assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.parametrize("variables", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2"}])
 def test_contradictory_ranks_are_a_config_error(variables):
     with pytest.raises(ConfigError):
