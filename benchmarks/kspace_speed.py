@@ -2,8 +2,9 @@
 
 Measures, on synthetic hearts: the whole PPO loop (rollout and update) with the UNeXt reward at 128² and with
 the compact networks at 64², in environment steps a CPU-second (original network and reward: 5.3 at 128², 1.4
-at 256²); incremental reconstruction beside a full inverse transform in each step; memory of a rollout of 128
-environments × 72 steps at 256² (original: 4.8 GB); the greedy oracle batched over candidates beside a loop::
+at 256²), the reward network in float32 and in bfloat16; incremental reconstruction beside a full inverse
+transform in each step; memory of a rollout of 128 environments × 72 steps at 256² (original: 4.8 GB); the
+greedy oracle batched over candidates beside a loop::
 
     python benchmarks/kspace_speed.py
     python benchmarks/kspace_speed.py --only loop,memory --json speed.json
@@ -32,7 +33,7 @@ from medrl.plugins.kspace.env import KSpaceEnv
 from medrl.plugins.kspace.features import GROUPS, ColumnFeatures
 from medrl.plugins.kspace.fourier import ColumnReconstruction, zero_filled
 from medrl.plugins.kspace.imaging import Imaging
-from medrl.plugins.kspace.models import CompactNet, SmallUNeXt, UNeXt, folded
+from medrl.plugins.kspace.models import CompactNet, SmallUNeXt, UNeXt
 from medrl.plugins.kspace.observer import CaseObserver
 from medrl.plugins.kspace.rewards import Quality, delta_reward
 from medrl.plugins.kspace.simulate import Simulation, simulate
@@ -62,12 +63,17 @@ def hearts(count: int, size: int, *, initial: int = 4) -> Cases:
     )
 
 
-def observer_of(cases: Cases, network: str, groups: Sequence[str] | None = GROUPS) -> CaseObserver:
+def observer_of(
+    cases: Cases,
+    network: str,
+    groups: Sequence[str] | None = GROUPS,
+    autocast: torch.dtype | None = None,
+) -> CaseObserver:
     """What an agent sees, with an untrained reward model."""
     torch.manual_seed(0)
     made = NETWORKS[network]().eval()
-    made = folded(made) if isinstance(made, CompactNet) else made
-    seen = Imaging(made, channels_last=True)
+    seen = Imaging(made, channels_last=True, autocast=autocast)
+    seen.settle(made)
     features = None
     if groups is not None:
         features = ColumnFeatures(
@@ -84,13 +90,18 @@ def loop(
     envs: int = 64,
     steps: int = 8,
     rounds: int = 3,
+    autocast: torch.dtype | None = None,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Environment steps a CPU-second of rollout and update together; the first round warms up."""
     cases = hearts(envs, size)
-    observer = observer_of(cases, network, groups)
+    observer = observer_of(cases, network, groups, autocast)
     features = observer.features
     agent: LineAgent = ColumnAgent(
-        actions=cases.actions, features=len(features.names), pooled=len(features.pooled_names)
+        actions=cases.actions,
+        features=len(features.names),
+        pooled=len(features.pooled_names),
+        shared=shared,
     )
     policy = Sighted(agent, observer)
     env = KSpaceEnv(
@@ -182,6 +193,7 @@ def oracle(size: int, network: str, *, batch: int = 4, rounds: int = 2) -> dict[
 def measure(only: Sequence[str], *, small: bool = False) -> dict[str, Any]:
     """All measurements, or some; `small` takes sizes at which they end at once."""
     quick: dict[str, Any] = {"envs": 4, "steps": 4, "rounds": 1} if small else {}
+    half: dict[str, Any] = {"autocast": torch.bfloat16}
     lean = ("lines", "energy", "spectra", "pooled")
     tasks: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
         "loop": {
@@ -189,6 +201,14 @@ def measure(only: Sequence[str], *, small: bool = False) -> dict[str, Any]:
             "unext_s_128": lambda: loop(16 if small else 128, "unext_s", groups=lean, **quick),
             "compact_64": lambda: loop(16 if small else 64, "compact", **quick),
             "compact_64_without_gradient": lambda: loop(16 if small else 64, "compact", groups=lean, **quick),
+            "unext_128_bfloat16": lambda: loop(16 if small else 128, "unext", groups=lean, **half, **quick),
+            "compact_64_bfloat16": lambda: loop(16 if small else 64, "compact", **half, **quick),
+            "compact_64_without_gradient_bfloat16": lambda: loop(
+                16 if small else 64, "compact", groups=lean, **half, **quick
+            ),
+            "compact_64_without_gradient_bfloat16_shared_trunk": lambda: loop(
+                16 if small else 64, "compact", groups=lean, shared=True, **half, **quick
+            ),
         },
         "incremental": {
             str(size): lambda size=size: incremental(size, batch=2 if small else 32)

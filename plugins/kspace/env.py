@@ -145,15 +145,8 @@ class KSpaceEnv:
         Raises:
             RuntimeFault: An action is illegal, or an episode has ended.
         """
-        lines = actions.to(self.mask.device, torch.int64).view(-1)
         under_way = self._now
-        self._refuse(lines)
-        self.observer.forget()
-        self._seen = None
-        self.mask.scatter_(1, lines.unsqueeze(1), value=True)
-        under_way.add(lines)
-        self.taken += 1
-        done = self.taken >= self.budget
+        done = self._acquire(actions)
         before = self._quality.clone()
         rows = self.reward.needed(self.taken, done)
         everyone = bool(rows.all())
@@ -165,6 +158,40 @@ class KSpaceEnv:
         rewards = self.reward.pay(before, self._quality, self.taken, done)
         info = {"quality": self._quality.clone(), "no_foreground": ~under_way.truth.has_foreground}
         return self.observation(), rewards, done, torch.zeros_like(done), info
+
+    @torch.no_grad()
+    def advance(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Acquire one line in each episode, and start new ones in the place of those that end.
+
+        What `step` and then `reset` of the ended episodes give, up to rounding; the last states of episodes,
+        in which nothing is chosen, are judged only, and all others are looked at together.
+
+        Returns:
+            Observations, of new episodes where one ended; rewards ``(E,)``; who ended ``(E,)`` bool.
+
+        Raises:
+            RuntimeFault: An action is illegal.
+        """
+        if not self._always or self.reward.mode != "delta":
+            observation, rewards, done, _, _ = self.step(actions)
+            if bool(done.any()):
+                observation = self.reset(indices=torch.nonzero(done).flatten())
+            return observation, rewards, done
+        done = self._acquire(actions)
+        before, taken = self._quality.clone(), self.taken.clone()
+        ended = torch.nonzero(done).flatten()
+        if len(ended):
+            self._view = None
+            self._score(ended)
+            last = self._quality[ended]
+            chosen = ended.cpu()
+            self._begin(chosen, *self._draw(chosen), look=False)
+        self._view = self._look()
+        self._score(torch.arange(self.num_envs, device=done.device))
+        after = self._quality.clone()
+        if len(ended):
+            after[ended] = last
+        return self.observation(), self.reward.pay(before, after, taken, done), done
 
     def action_masks(self) -> Tensor:
         """Legal lines ``(E, A)`` bool."""
@@ -254,6 +281,7 @@ class KSpaceEnv:
         *,
         mask: Tensor | None = None,
         taken: Tensor | None = None,
+        look: bool = True,
     ) -> None:
         self.observer.forget()
         device = self.mask.device
@@ -267,6 +295,8 @@ class KSpaceEnv:
             self._under_way, self._view, self._seen = fresh, None, None
         else:
             self._under_way.put(where, fresh)
+        if not look:
+            return
         if self._always or self.reward.mode == "delta":
             view = self.observer.view(own, self.mask[where], coil_images=fresh.images, segment=self._segment)
             self._see(where, view)
@@ -298,6 +328,18 @@ class KSpaceEnv:
         if self._under_way is None:
             raise RuntimeFault("kspace environment", why="nothing is under way", do="reset it first")
         return self._under_way
+
+    def _acquire(self, actions: Tensor) -> Tensor:
+        """Take one line ``(E,)`` in each episode; say which have ended."""
+        lines = actions.to(self.mask.device, torch.int64).view(-1)
+        under_way = self._now
+        self._refuse(lines)
+        self.observer.forget()
+        self._seen = None
+        self.mask.scatter_(1, lines.unsqueeze(1), value=True)
+        under_way.add(lines)
+        self.taken += 1
+        return self.taken >= self.budget
 
     def _look(self) -> View:
         return self.observer.view(self.case, self.mask, coil_images=self._now.images, segment=self._segment)

@@ -14,7 +14,6 @@ mean of the network's deepest features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -154,8 +153,7 @@ class ColumnFeatures:
     def _spectra(self, seen: _Maps) -> list[Tensor]:
         maps = [seen.view.magnitude]
         if seen.view.logits is not None:
-            maps += [seen.probabilities[:, k] for k in range(self.classes)]
-            maps.append(seen.entropy)
+            maps += [*seen.view.probabilities.unbind(dim=1), seen.view.entropy]
         if seen.view.prediction is not None:
             maps.append(seen.view.prediction)
         return seen.spectra(maps)
@@ -167,25 +165,35 @@ class ColumnFeatures:
         rows = seen.spectra([view.gradient])
         if view.prediction is not None:
             # Nearly 0 where the image is: its phase means nothing there.
-            phase = view.image / (view.magnitude + DARK)
+            image = (
+                view.image
+                if view.image.is_complex()
+                else torch.complex(view.image, torch.zeros_like(view.image))
+            )
+            phase = torch.view_as_real(image) / (view.magnitude + DARK).unsqueeze(-1)
             # Displacing both maps alike changes no product of their transforms.
             slope, expected = (
-                torch.fft.fft(part * phase, norm="ortho") for part in (view.gradient, view.prediction)
+                torch.view_as_real(
+                    torch.fft.fft(torch.view_as_complex(part.unsqueeze(-1) * phase), norm="ortho")
+                )
+                for part in (view.gradient, view.prediction)
             )
-            change = torch.fft.fftshift(seen.per_column((slope.conj() * expected).real), dim=-1)
+            change = torch.fft.fftshift(seen.per_column(slope * expected, -3).sum(dim=-1), dim=-1)
             rows.append(torch.asinh(-change) * ~mask)
         return rows
 
     def _pooled(self, seen: _Maps) -> list[Tensor]:
-        areas = seen.mean(seen.probabilities)
+        # Means over columns, and over rows: what centroids need of the maps.
+        sides = [seen.of_classes(seen.view.probabilities.mean(dim=axis)) for axis in (-1, -2)]
+        areas = sides[0].mean(dim=-1)
         found = [areas]
-        height, width = seen.probabilities.shape[-2:]
-        row = torch.linspace(-1.0, 1.0, height, device=areas.device).unsqueeze(-1)
-        column = torch.linspace(-1.0, 1.0, width, device=areas.device)
         weight = areas[:, 1:] + FLOOR
-        centres = [seen.mean(seen.probabilities[:, 1:] * axis) / weight for axis in (row, column)]
+        places = [torch.linspace(-1.0, 1.0, side.shape[-1], device=areas.device) for side in sides]
+        centres = [
+            (side[:, 1:] * place).mean(dim=-1) / weight for side, place in zip(sides, places, strict=True)
+        ]
         found.append(torch.stack(centres, dim=2).flatten(1))
-        found.append(seen.mean(seen.entropy.unsqueeze(1)))
+        found.append(seen.mean(seen.view.entropy))
         if seen.view.deep is not None:
             deep = seen.view.deep
             found.append(seen.over_slices(deep) if deep.ndim == 3 else deep)
@@ -201,31 +209,25 @@ class _Maps:
         if slices is not None:
             self._weight = slices.float() / slices.sum(dim=1, keepdim=True).clamp_min(1)
 
-    @cached_property
-    def probabilities(self) -> Tensor:
-        """``(B, K, [D], H, W)``."""
-        return self.view.probabilities
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        """``(B, [D], H, W)``."""
-        return -torch.xlogy(self.probabilities, self.probabilities).sum(dim=1)
-
     def over_slices(self, values: Tensor) -> Tensor:
         """Mean of ``(B, D, ...)`` over the slices that are there."""
         if self._weight is None:
             return values.mean(dim=1)
         return (values * self._weight.view(*self._weight.shape, *[1] * (values.ndim - 2))).sum(dim=1)
 
-    def per_column(self, values: Tensor) -> Tensor:
-        """Sum of ``(B, [D], H, W)`` along the readout, mean over slices: ``(B, W)``."""
-        columns = values.sum(dim=-2)
-        return self.over_slices(columns) if columns.ndim == 3 else columns
+    def of_classes(self, values: Tensor) -> Tensor:
+        """Mean of ``(B, K, [D], n)`` over the slices that are there: ``(B, K, n)``."""
+        return self.over_slices(values.transpose(1, 2)) if values.ndim == 4 else values
+
+    def per_column(self, values: Tensor, readout: int) -> Tensor:
+        """Sum of ``(B, [D], H, W, ...)`` along the readout axis, mean over slices."""
+        columns = values.sum(dim=readout)
+        return self.over_slices(columns) if values.ndim + readout == 2 else columns
 
     def mean(self, maps: Tensor) -> Tensor:
-        """Mean of ``(B, K, [D], H, W)`` over pixels: ``(B, K)``."""
+        """Mean of ``(B, [D], H, W)`` over pixels: ``(B, 1)``."""
         flat = maps.mean(dim=(-2, -1))
-        return self.over_slices(flat.transpose(1, 2)) if flat.ndim == 3 else flat
+        return (self.over_slices(flat) if flat.ndim == 2 else flat).unsqueeze(1)
 
     def spectra(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Energy per column of real maps ``(B, [D], H, W)``, on a logarithmic scale: ``(B, W)`` each.
@@ -234,14 +236,13 @@ class _Maps:
         ±k of real maps have equal energies.
         """
         width = int(maps[0].shape[-1])
-        half = torch.fft.rfft(torch.stack(list(maps)).flatten(0, 1), norm="ortho")
-        power = torch.view_as_real(half).square().sum(dim=(-3, -1)).view(len(maps), *maps[0].shape[:-2], -1)
+        half = torch.view_as_real(torch.fft.rfft(torch.stack(list(maps)), norm="ortho"))
+        # Along the rows first: that sum runs over memory in its order.
+        power = half.square_().sum(dim=-3).sum(dim=-1)
+        if power.ndim == 4:
+            power = torch.stack([self.over_slices(one) for one in power])
         distance = (torch.arange(width, device=power.device) - width // 2).abs()
-        found = []
-        for one in power:
-            columns = self.over_slices(one) if one.ndim == 3 else one
-            found.append(_logarithm(columns[:, distance]))
-        return found
+        return list(_logarithm(power)[..., distance].unbind())
 
 
 def _logarithm(energy: Tensor) -> Tensor:

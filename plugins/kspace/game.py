@@ -18,7 +18,7 @@ from .config import KspaceConfig
 from .domain import Data
 from .env import KSpaceEnv
 from .masks import apply_order, variable_density_order
-from .models import CompactNet, ReconUNet, folded
+from .models import ReconUNet
 from .observer import CaseObserver
 from .policies import observation_of
 from .rewards import Quality
@@ -117,10 +117,7 @@ class Game:
 
     def ready(self) -> None:
         """Make the trained reward model as fast as it can be; call it when the weights are there."""
-        network = self.network
-        if isinstance(network, CompactNet):
-            fast = folded(network).requires_grad_(requires_grad=False)
-            self.observer.imaging.segmenter = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.observer.imaging.settle(self.network)
 
     def environment(self, cfg: KspaceConfig, rt: Runtime) -> KSpaceEnv:
         """The environment of PPO."""

@@ -13,7 +13,7 @@ from medrl.core.errors import ConfigError
 from medrl.plugins.kspace.cases import Cases
 from medrl.plugins.kspace.coils import cg_sense, combine, expand
 from medrl.plugins.kspace.fourier import fftc, ifftc
-from medrl.plugins.kspace.models import ReconUNet, consistent
+from medrl.plugins.kspace.models import FusedCompact, ReconUNet, consistent, fused
 
 Reconstruction: TypeAlias = Literal["zf", "sense"] | ReconUNet
 
@@ -29,6 +29,9 @@ class View:
         deep: ``(B, F)`` float32, of stacks ``(B, D, F)``: mean of the deepest features, or None.
         gradient: ``(B, [D], H, W)`` float32, derivative of the summed pixel entropy by the magnitude, or
             None.
+        absolute: `magnitude`, where it is known already.
+        probs: `probabilities`, where they are known already.
+        spread: `entropy`, where it is known already.
     """
 
     image: Tensor
@@ -36,22 +39,34 @@ class View:
     prediction: Tensor | None = None
     deep: Tensor | None = None
     gradient: Tensor | None = None
+    absolute: Tensor | None = None
+    probs: Tensor | None = None
+    spread: Tensor | None = None
 
     @property
     def magnitude(self) -> Tensor:
         """``(B, [D], H, W)`` float32."""
-        return self.image.abs().float()
+        return self.image.abs().float() if self.absolute is None else self.absolute
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of the logits.
+        """Softmax of the logits, ``(B, K, [D], H, W)``.
 
         Raises:
             ConfigError: There is no segmentation network.
         """
+        if self.probs is not None:
+            return self.probs
         if self.logits is None:
             raise ConfigError("segmentation", why="there is no segmentation network", do="set seg.model")
         return torch.softmax(self.logits, dim=1)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the classes in each pixel, ``(B, [D], H, W)``."""
+        if self.spread is not None:
+            return self.spread
+        return -torch.xlogy(self.probabilities, self.probabilities).sum(dim=1)
 
     def put(self, index: Tensor, other: View) -> View:
         """Replace some acquisitions ``(n,)`` in place, and return the view."""
@@ -81,7 +96,8 @@ class Imaging:
             sensitivities; or a network, followed by data consistency.
         autocast: Type of the networks' arithmetic; transforms and metrics stay in float32.
         channels_last: Memory format of the networks, faster on many CPUs and GPUs.
-        pixels: Pixels that go through a network at once.
+        pixels: Pixels that go through a network at once; 0 is as many as suit the device: on CPUs few, whose
+            maps stay in the cache.
     """
 
     def __init__(
@@ -91,7 +107,7 @@ class Imaging:
         reconstruction: Reconstruction = "zf",
         autocast: torch.dtype | None = None,
         channels_last: bool = False,
-        pixels: int = 2**22,
+        pixels: int = 0,
     ) -> None:
         if isinstance(reconstruction, str) and reconstruction not in ("zf", "sense"):
             raise ConfigError("recon", why=f"unknown: {reconstruction!r}", do="zf, sense or a network")
@@ -104,6 +120,15 @@ class Imaging:
                 network.eval().requires_grad_(requires_grad=False)
                 if channels_last and not _three_dimensional(network):
                     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def settle(self, network: nn.Module | None) -> None:
+        """Segment with a copy of a network whose weights are final, made for speed; see `models.fused`."""
+        if network is None:
+            return
+        fast = fused(network).requires_grad_(requires_grad=False)
+        if self.channels_last and not _three_dimensional(fast):
+            fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.segmenter = fast
 
     @property
     def classes(self) -> int:
@@ -167,15 +192,16 @@ class Imaging:
         if self.segmenter is None:
             return View(image=image)
         per = image[0].numel() if cases.volume else int(image.shape[-1] * image.shape[-2])
-        flat = image.abs().float()
-        flat = flat.unsqueeze(1) if cases.volume else flat.reshape(-1, 1, *image.shape[-2:])
-        network, count = self.segmenter, max(1, self.pixels // per)
+        absolute = image.abs().float()
+        flat = absolute.unsqueeze(1) if cases.volume else absolute.reshape(-1, 1, *image.shape[-2:])
+        network, count = self.segmenter, max(1, self._pixels(image) // per)
         parts = [self._segment(network, part, gradient) for part in torch.split(flat, count)]
-        logits, prediction, deep, slope = (_joined(column) for column in zip(*parts, strict=True))
-        stack = image.ndim == 4 and not cases.volume
-        if stack:
+        logits, prediction, deep, slope, probs, entropy = (
+            _joined(column) for column in zip(*parts, strict=True)
+        )
+        if image.ndim == 4 and not cases.volume:
             shape = tuple(image.shape[:2])
-            logits = None if logits is None else logits.view(*shape, *logits.shape[1:]).movedim(2, 1)
+            logits, probs = (_stacked(maps, shape) for maps in (logits, probs))
             deep = None if deep is None else deep.view(*shape, -1)
         return View(
             image=image,
@@ -183,26 +209,41 @@ class Imaging:
             prediction=None if prediction is None else prediction.reshape(image.shape),
             deep=deep,
             gradient=None if slope is None else slope.reshape(image.shape),
+            absolute=absolute,
+            probs=probs,
+            spread=None if entropy is None else entropy.reshape(image.shape),
         )
 
     def _segment(self, network: nn.Module, image: Tensor, gradient: bool) -> tuple[Tensor | None, ...]:
+        if gradient and isinstance(network, FusedCompact):
+            with self._precision(image):
+                found = network.sloped(image)
+            prediction = None if found.prediction is None else found.prediction[:, 0]
+            pooled = found.deep.flatten(2).mean(dim=2)
+            return found.logits, prediction, pooled, found.slope, found.probabilities, found.entropy
         with torch.set_grad_enabled(gradient):
             if gradient:
                 image = image.detach().requires_grad_()
             logits, prediction, deep = self._run(network, image)
+            log_probs = torch.log_softmax(logits, dim=1)
+            probs = log_probs.exp()
+            entropy = -(log_probs * probs).sum(dim=1)
             slope = None
             if gradient:
-                log_probs = torch.log_softmax(logits, dim=1)
-                entropy = -(log_probs.exp() * log_probs).sum()
-                (slope,) = torch.autograd.grad(entropy, image)
-        found = (logits, prediction, deep, slope)
+                (slope,) = torch.autograd.grad(entropy.sum(), image)
+        found = (logits, prediction, deep, slope, probs, entropy)
         return tuple(None if item is None else item.detach() for item in found)
+
+    def _pixels(self, image: Tensor) -> int:
+        return self.pixels or (2**17 if image.device.type == "cpu" else 2**22)
+
+    def _precision(self, image: Tensor) -> torch.autocast:
+        return torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _run(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.channels_last and image.ndim == 4:
             image = image.contiguous(memory_format=torch.channels_last)
-        kind = image.device.type
-        with torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
+        with self._precision(image):
             both = getattr(network, "both", None)
             if both is None:
                 return logits_of(network(image)).float(), None, None
@@ -226,8 +267,8 @@ class Imaging:
                 do="set recon to zf",
             )
         flat = zero_filled.abs().reshape(-1, 1, *zero_filled.shape[-2:])
-        with torch.autocast(flat.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            per = max(1, self.pixels // flat[0].numel())
+        with self._precision(flat):
+            per = max(1, self._pixels(flat) // flat[0].numel())
             magnitude = torch.cat([network(part) for part in torch.split(flat, per)]).float()
         return consistent(
             magnitude.view(zero_filled.shape),
@@ -257,6 +298,11 @@ def logits_of(result: Any) -> Tensor:
             do="choose a segmentation model, for example kspace.unet",
         )
     return found
+
+
+def _stacked(maps: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Maps ``(B·D, K, H, W)`` as ``(B, K, D, H, W)``."""
+    return None if maps is None else maps.view(*shape, *maps.shape[1:]).movedim(2, 1)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

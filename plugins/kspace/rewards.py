@@ -163,7 +163,13 @@ class Quality:
                     why="it needs labels and a segmentation network",
                     do="give them, or set label_weight to 0",
                 )
-            labels = label_quality(view.logits, truth.labels, kind=self.of_labels, slices=truth.slices)
+            labels = label_quality(
+                view.logits,
+                truth.labels,
+                kind=self.of_labels,
+                slices=truth.slices,
+                probabilities=view.probs,
+            )
         return Scores(
             image=image, labels=labels, total=self.image_weight * image + self.label_weight * labels
         )
@@ -182,7 +188,12 @@ class Quality:
 
 
 def label_quality(
-    logits: Tensor, labels: Tensor, *, kind: OfLabels = "soft_dice", slices: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    kind: OfLabels = "soft_dice",
+    slices: Tensor | None = None,
+    probabilities: Tensor | None = None,
 ) -> Tensor:
     """Quality of segmentations ``(B,)``; 0 where there is no foreground.
 
@@ -191,28 +202,30 @@ def label_quality(
         labels: ``(B, [D], H, W)`` int64 below K.
         kind: See `Quality`.
         slices: ``(B, D)`` bool, which slices count; None is all.
+        probabilities: Softmax of the logits, if it is known already.
     """
     classes = int(logits.shape[1])
     flat, truth = logits.flatten(2).float(), labels.flatten(1)
     foreground = truth > 0
     there = foreground.any(dim=1)
-    weight = torch.ones(truth.shape, device=flat.device)
+    weight = None
     if slices is not None:
-        weight = slices.to(weight.dtype).repeat_interleave(truth.shape[1] // slices.shape[1], dim=1)
+        weight = slices.to(flat.dtype).repeat_interleave(truth.shape[1] // slices.shape[1], dim=1)
     if kind in ("ce", "log_prob"):
         chosen = torch.log_softmax(flat, dim=1).gather(1, truth.unsqueeze(1)).squeeze(1)
         if kind == "ce":
+            weight = torch.ones(truth.shape, device=flat.device) if weight is None else weight
             return torch.where(there, (chosen * weight).sum(dim=1) / weight.sum(dim=1), 0.0)
         count = foreground.sum(dim=1).clamp_min(1)
         return (chosen * foreground).sum(dim=1) / count
     each = torch.arange(1, classes, device=truth.device).view(1, -1, 1)
     hot = (truth.unsqueeze(1) == each).to(flat.dtype)
     if kind == "soft_dice":
-        given = torch.softmax(flat, dim=1)[:, 1:]
+        given = (torch.softmax(flat, dim=1) if probabilities is None else probabilities.flatten(2))[:, 1:]
     else:
         given = (flat.argmax(dim=1, keepdim=True) == each).to(flat.dtype)
     size = hot.sum(dim=2)
-    drawn = (given * weight.unsqueeze(1)).sum(dim=2)
+    drawn = (given if weight is None else given * weight.unsqueeze(1)).sum(dim=2)
     dice = 2.0 * (given * hot).sum(dim=2) / (drawn + size + EPS)
     present = size > 0
     return (dice * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)

@@ -220,11 +220,10 @@ def play(
     while not buffer.full:
         masks = env.action_masks()
         actions, log_probs, values = policy.act(observation, masks, generator)
-        following, rewards, done, cut, _ = env.step(actions)
-        buffer.add(observation, actions, log_probs, values, rewards, done, cut, masks=masks)
-        if bool(done.any()):
-            ended += int(done.sum())
-            following = env.reset(indices=torch.nonzero(done).flatten())
+        following, rewards, done = env.advance(actions)
+        never = torch.zeros_like(done)
+        buffer.add(observation, actions, log_probs, values, rewards, done, never, masks=masks)
+        ended += int(done.sum())
         observation = following
     return policy.value(observation), ended
 

@@ -630,6 +630,30 @@ def test_after_a_refresh_everything_follows_from_the_state(make_cases, make_obse
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("make_reward", [delta_reward, terminal_reward])
+def test_advancing_is_a_step_and_a_reset_of_what_ended(make_cases, make_observer, make_reward):
+    def run(advance: bool):
+        env = KSpaceEnv(
+            make_observer(make_cases()), make_reward(), num_envs=5, budgets=range(1, 4), observe=["columns"]
+        )
+        env.reset(seed=3)
+        generator, found = torch.Generator().manual_seed(1), []
+        for _ in range(8):
+            lines = random_lines(env, generator)
+            if advance:
+                observation, reward, done = env.advance(lines)
+            else:
+                observation, reward, done, _, _ = env.step(lines)
+                if bool(done.any()):
+                    observation = env.reset(indices=torch.nonzero(done).flatten())
+            found.append({**observation, "reward": reward, "done": done})
+        return found
+
+    for own, expected in zip(run(advance=True), run(advance=False), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    assert any(bool(one["done"].any()) and not bool(one["done"].all()) for one in run(advance=True))
+
+
 def test_observations_do_not_change_when_the_environment_goes_on(make_cases, make_observer):
     env = KSpaceEnv(
         make_observer(make_cases()),

@@ -6,6 +6,7 @@ All are built by keys, `in_channels` and `out_channels` among them. Those that s
 """
 
 from medrl.plugins.kspace.models.compact import CompactNet, folded
+from medrl.plugins.kspace.models.fused import FusedCompact, fused
 from medrl.plugins.kspace.models.recon import ReconUNet, consistent
 from medrl.plugins.kspace.models.unet import UNet
 from medrl.plugins.kspace.models.unetpp import UNetPlusPlus, deep_supervision_weights
@@ -13,6 +14,7 @@ from medrl.plugins.kspace.models.unext import SmallUNeXt, UNeXt
 
 __all__ = [
     "CompactNet",
+    "FusedCompact",
     "ReconUNet",
     "SmallUNeXt",
     "UNeXt",
@@ -21,4 +23,5 @@ __all__ = [
     "consistent",
     "deep_supervision_weights",
     "folded",
+    "fused",
 ]
