@@ -378,3 +378,18 @@ def test_a_reward_net_of_another_kind_than_the_actor_needs_a_random_start(make_j
     with pytest.raises(ConfigError, match=r"reward\.init style") as error:
         loop.run(make_job(tmp_path / "run", over))
     assert "reward.init=random" in error.value.do
+
+
+def test_stages_as_tasks_end_where_one_program_ends(loop_run, make_job, tmp_path, tools, in_this_process):
+    job = replace(make_job(tmp_path / "run"), stage_executor=in_this_process)
+    loop.run(job)
+    names = sorted(path.name for path in (loop_run / "stages").iterdir() if path.is_dir())
+    assert in_this_process.asked[: len(names)] == names
+    states = {path: load_checkpoint(path).states for path in sorted(loop_run.rglob("last.pt"))}
+    assert len(states) >= 5
+    for path, wanted in states.items():
+        found = load_checkpoint(tmp_path / "run" / path.relative_to(loop_run)).states
+        assert tools.differences(wanted, found) == [], path.name
+    asked = len(in_this_process.asked)
+    loop.run(job)
+    assert len(in_this_process.asked) == asked + 1, "the last stage looks whether all is as it was"
