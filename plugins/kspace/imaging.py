@@ -217,10 +217,10 @@ class Imaging:
     def _segment(self, network: nn.Module, image: Tensor, gradient: bool) -> tuple[Tensor | None, ...]:
         if gradient and isinstance(network, FusedCompact):
             with self._precision(image):
-                found = network.sloped(image)
-            prediction = None if found.prediction is None else found.prediction[:, 0]
-            pooled = found.deep.flatten(2).mean(dim=2)
-            return found.logits, prediction, pooled, found.slope, found.probabilities, found.entropy
+                made = network.sloped(image)
+            prediction = None if made.prediction is None else made.prediction[:, 0]
+            pooled = made.deep.flatten(2).mean(dim=2)
+            return made.logits, prediction, pooled, made.slope, made.probabilities, made.entropy
         with torch.set_grad_enabled(gradient):
             if gradient:
                 image = image.detach().requires_grad_()

@@ -38,7 +38,7 @@ class Trunk(nn.Module):
     def forward(self, columns: Tensor, pooled: Tensor) -> Tensor:
         """Give maps ``(B, W, C)`` for ``(B, W, F)`` and ``(B, G)``."""
         weight = self.stem.weight.squeeze(-1)
-        own, shared = weight.split([columns.shape[2], self.embedding.shape[0]], dim=1)
+        own, shared = torch.split(weight, [columns.shape[2], self.embedding.shape[0]], dim=1)
         known = F.linear(self.embedding.t(), shared, self.stem.bias).unsqueeze(0)
         if self.whole is not None:
             known = known + self.whole(pooled).unsqueeze(1)
@@ -127,7 +127,7 @@ class _BlockFunction(torch.autograd.Function):
         return out.add_(mix_bias).add_(maps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         maps, inner, outer, seen, mean, scale, norm, near, context, mix = ctx.saved_tensors
         count, columns, width = maps.shape
         given = grads[0].contiguous()
@@ -153,7 +153,7 @@ class _BlockFunction(torch.autograd.Function):
             [True, True, False],
         )
         lower = _narrow(lower).contiguous()
-        of_mean, of_largest = torch.mm(of_added, context).split(width, dim=1)
+        of_mean, of_largest = torch.chunk(torch.mm(of_added, context), 2, dim=1)
         largest = torch.eq(inner, seen[:, width:].unsqueeze(1), out=torch.empty_like(inner))
         of_largest = of_largest / largest.sum(dim=1)
         lower.addcmul_(largest, of_largest.unsqueeze(1)).add_(of_mean.unsqueeze(1) / columns)
@@ -187,7 +187,8 @@ class _BlockFunction(torch.autograd.Function):
 
 def _where_positive(grad: Tensor, maps: Tensor) -> Tensor:
     """A derivative, in place, where a rectified map is not 0."""
-    return torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
+    return found
 
 
 def _wide(maps: Tensor) -> Tensor:

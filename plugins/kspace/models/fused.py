@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,25 @@ class FusedCompact(nn.Module):
         network: Copied; its training goes on without effect on this one.
     """
 
+    weight0: Tensor
+
     def __init__(self, network: CompactNet) -> None:
         super().__init__()
-        plain = folded(network)
+        plain = cast("CompactNet", folded(network))
         self.in_channels, self.out_channels = network.in_channels, network.out_channels
         self.fold, self.multiple = network.fold, network.multiple
         self.reconstructs, self.bottleneck = network.reconstructs, network.bottleneck
         self.levels = len(plain.encoder)
-        layers = [layer for block in plain.encoder for layer in (block[0], block[3])]
-        layers += [block[0] for block in plain.decoder]
-        for number, layer in enumerate([*layers, plain.head]):
+        layers = [
+            layer
+            for block in [*plain.encoder, *plain.decoder, plain.head]
+            for layer in block.modules()
+            if isinstance(layer, nn.Conv2d)
+        ]
+        for number, layer in enumerate(layers):
+            bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
             self.register_buffer(f"weight{number}", layer.weight.detach().clone(), persistent=False)
-            self.register_buffer(f"bias{number}", layer.bias.detach().clone(), persistent=False)
+            self.register_buffer(f"bias{number}", bias.detach().clone(), persistent=False)
         self._made: dict[tuple[torch.dtype, torch.device], _Weights] = {}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -144,7 +151,8 @@ class FusedCompact(nn.Module):
                 grad = torch.ops.aten.max_pool2d_with_indices_backward(
                     grad, above, [2, 2], [2, 2], [0, 0], [1, 1], False, kept.places[level - 1]
                 )
-        return F.pixel_shuffle(grad, self.fold)
+        found: Tensor = F.pixel_shuffle(grad, self.fold)
+        return found
 
     def _results(self, whole: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits and prediction."""
@@ -232,7 +240,8 @@ def _last(maps: Tensor) -> Tensor:
 
 def _where_positive(grad: Tensor, maps: Tensor) -> Tensor:
     """A derivative, in place, where a rectified map is not 0."""
-    return torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
+    return found
 
 
 def fused(network: nn.Module) -> nn.Module:
