@@ -70,3 +70,20 @@ def test_equal_largest_values_share_the_derivative():
     (own,) = torch.autograd.grad(trunk(columns, none).square().sum(), columns)
     (expected,) = torch.autograd.grad(plain(trunk, columns, none).square().sum(), columns)
     torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_have_the_names_and_shapes_of_earlier_checkpoints():
+    found = {name: tuple(value.shape) for name, value in Trunk(16, 5, 3, 8, 2).state_dict().items()}
+    block = {
+        "norm.weight": (8,),
+        "norm.bias": (8,),
+        "near.weight": (8, 8, 5),
+        "near.bias": (8,),
+        "context.weight": (8, 16),
+        "context.bias": (8,),
+        "mix.weight": (8, 8, 1),
+        "mix.bias": (8,),
+    }
+    expected = {f"blocks.{number}.{name}": shape for number in range(3) for name, shape in block.items()}
+    stem = {"embedding": (2, 16), "stem.weight": (8, 7, 1), "stem.bias": (8,), "whole.weight": (8, 3)}
+    assert found == {**expected, **stem}
