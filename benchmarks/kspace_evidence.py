@@ -228,6 +228,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flat 1": {"reward": weights(1.0), "warm": {"entropy": 0.3}},
     "ce 1": {"reward": {**weights(1.0), "seg_quality": "ce"}, **WARM},
     "terminal 1": {"reward": {**weights(1.0), "mode": "terminal"}, "warm": {"kind": "none"}},
+    "small 1": {
+        "reward": weights(1.0),
+        "agent": {"name": "kspace.columns", "width": 8},
+        "warm": {"weight_decay": 0.3, "epochs": 6},
+        **WARM,
+    },
 }
 """What differs from the common config. The number is λ, the weight of the segmentation."""
 STARTS = {"ppo 1": "policy 1", "terminal 1": "policy 1"}
@@ -251,6 +257,8 @@ JOBS = (
     Job("ce 1", 40, folds=2, settings=("real",), needs=("reward",)),
     Job("terminal 1", 25, folds=2, settings=("real",), needs=("policy 1",)),
     Job("flat 1", 60, folds=2, settings=("real",), needs=("reward",)),
+    Job("transfer 1", 10, settings=("real",), needs=("policy 1",)),
+    Job("small 1", 40, settings=("real",), needs=("reward",)),
 )
 
 
@@ -471,6 +479,10 @@ def do(name: str, unit: Unit, work: Work) -> dict[str, Any]:
         run = opened(unit, name, work)
         policy = SeenWith(run, AgentLines(run.policy()))
         return {"measured": scene.measure({name: policy}, budgets)}
+    if name == "transfer 1":
+        taught = opened(dataclasses.replace(unit, setting="standard"), "policy 1", work)
+        lines = SeenWith(opened(unit, "policy 1", work), AgentLines(taught.policy()))
+        return {"measured": scene.measure({name: lines}, budgets)}
     if name == "headroom":
         return headroom(opened(unit, "policy 1", work), opened(unit, "blind 1", work), scene, budgets)
     kind, _, value = name.partition(":")

@@ -36,6 +36,8 @@ TITLES = {
     "flat": "flatter start, then PPO, λ = {}",
     "ce": "policy for cross-entropy, λ = {}",
     "terminal": "policy, then PPO with terminal reward, λ = {}",
+    "transfer": "agent of the standard phantoms, not trained on these, λ = {}",
+    "small": "smaller agent (width 8), more weight decay, fewer epochs, λ = {}",
     "fixed": "fixed mask, λ = {}",
     "fixed-exchanged": "fixed mask, lines exchanged, λ = {}",
     "greedy-oracle": "one-step oracle (labels; some cases), λ = {}",
@@ -44,7 +46,7 @@ ORDER = (
     *("random", "equispaced", "variable-density", "low-to-high"),
     *("fixed 1", "fixed-exchanged 1", "fixed 0.5", "fixed-exchanged 0.5"),
     *("policy 1", "blind 1", "ppo 1", "policy 0.75", "policy 0.5", "blind 0.5", "policy 0.25", "policy 0"),
-    *("flat 1", "ce 1", "terminal 1", "greedy-oracle 1", "greedy-oracle 0.5"),
+    *("flat 1", "ce 1", "terminal 1", "transfer 1", "small 1", "greedy-oracle 1", "greedy-oracle 0.5"),
 )
 PAIRS = (
     ("policy 1", "low-to-high"),
@@ -60,6 +62,12 @@ PAIRS = (
     ("flat 1", "fixed 1"),
     ("ce 1", "fixed 1"),
     ("terminal 1", "fixed 1"),
+    ("transfer 1", "low-to-high"),
+    ("transfer 1", "fixed 1"),
+    ("transfer 1", "policy 1"),
+    ("small 1", "low-to-high"),
+    ("small 1", "fixed 1"),
+    ("small 1", "policy 1"),
     ("greedy-oracle 1", "fixed 1"),
 )
 
@@ -209,6 +217,13 @@ def aims(setting: str, one: Found, facts: Facts) -> list[tuple[str, str, str, st
     if setting == "real":
         add("policy 1", "fixed 1", "policy above the fixed mask (the harder aim)")
         add("policy 1", "blind 1", "policy above its blind twin")
+        for second, words, kind in (
+            ("low-to-high", "above low to high", "above"),
+            ("fixed 1", "level with the fixed mask", "level"),
+            ("fixed 1", "above the fixed mask", "above"),
+            ("blind 1", "above the blind twin", "above"),
+        ):
+            add("small 1", second, f"second attempt, smaller agent: {words}", kind)
     return rows
 
 

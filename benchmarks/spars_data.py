@@ -39,7 +39,7 @@ def tumour_data(folder: Path, ct: Path, *, seed: int, learn: int, test: int, sha
         piece, organ = image[at], liver[at]
         mask = np.zeros(piece.shape, dtype=bool)
         if positive:
-            piece, mask = implant_lesions(piece, organ, source, count=(1, 2), radius=(2.5, 5.0))
+            piece, mask = implant_lesions(piece, organ, source, count=(1, 2), radius=(4.0, 8.0))
         return piece, np.where(mask, 2, organ.astype(np.uint8)).astype(np.uint8)
 
     return write(folder, draw, {"background": 0, "liver": 1, "tumour": 2}, seed, learn, test, free=4)

@@ -165,7 +165,7 @@ def page(folder: Path, scale: Any) -> str:
 
 
 PLANNED = {
-    "phantom": ("classifier", "rivals", "guided", "frozen", "live", "pool"),
+    "phantom": ("classifier", "rivals", "guided", "frozen", "live", "pool", "imitation"),
     "large": ("rivals", "guided", "imitation"),
     "ct": ("real",),
     "organ": ("real",),
@@ -179,7 +179,7 @@ def open_jobs(folder: Path) -> list[str]:
     lacking = []
     for setting, jobs in PLANNED.items():
         for job in jobs:
-            done = sum((folder / setting / seed / "results" / f"{job}.json").is_file() for seed in seeds)
+            done = len(list((folder / setting).glob(f"seed*/results/{job}.json")))
             if done < len(seeds):
                 lacking.append(f"{setting} {job} ({done} of {len(seeds)} seeds)")
     return [f"**Not run yet:** {', '.join(lacking)}.", ""] if lacking else []
@@ -295,6 +295,17 @@ def regimes(found: Found, where: str) -> list[str]:
             parts.append(f"{RIVALS[rival]}: {'; '.join(said)}" if said else "")
         text = ". ".join(part for part in parts if part)
         lines.append(f"- {where}, {LEARNED[name]}, Dice at equal budgets against {text}.")
+    if {"guided", "imitation"} <= set(found.rows):
+        gaps = {
+            budget: interval(found.gap("guided", "imitation", (budget, budget)))
+            for budget in found.budgets()
+            if budget in found.rows["guided"]
+        }
+        text = "; ".join(f"{heading(budget)} {shown(gap, signed=True)}" for budget, gap in gaps.items())
+        lines.append(
+            f"- {where}, what self-play adds to the imitated plans that it began with: {text}. Where these "
+            "intervals hold zero, the gains above are those of imitation, not of reinforcement learning."
+        )
     return [*lines, ""] if lines else []
 
 
@@ -347,6 +358,12 @@ def section(title: str, found: Found, scale: Any, setting: str) -> list[str]:
                 shown(interval(found.gap(policy, rival, (budget, budget))), signed=True) for budget in budgets
             ]
             rows.append([f"{TITLES[policy]} − {TITLES[rival]}", *cells])
+    if {"guided", "imitation"} <= set(found.rows):
+        cells = [
+            shown(interval(found.gap("guided", "imitation", (budget, budget))), signed=True)
+            for budget in budgets
+        ]
+        rows.append([f"{TITLES['guided']} − {TITLES['imitation']}", *cells])
     if rows:
         lines += ["### Paired differences of Dice", "", *table([setting, *map(heading, budgets)], rows), ""]
     seconds = {
@@ -429,10 +446,19 @@ def opponents(found: Found) -> list[str]:
 def real(title: str, name: str, found: Found) -> list[str]:
     """One real CT."""
     words = {
-        "ct": "Pieces of one abdominal CT (TotalSegmentator's example, 3 mm). **Lesions are synthetic**, "
-        "implanted into the liver of half of the pieces. One body: training and test pieces overlap and "
-        "differ in place, noise and lesions, so this shows that real texture can be handled, not that it "
-        "carries over to other patients.",
+        "ct": "Pieces of one abdominal CT (TotalSegmentator's example, 3 mm). **Lesions are synthetic**, one "
+        "or two in half of the pieces to learn on and in three quarters of the test: radius 4 to 8 "
+        "voxels, 40 to 65 HU darker than a liver of 46 ± 17 HU. Per seed 152 pieces of 64 × 64 × 30 "
+        "voxels to learn and validate on, 32 to test on. One body: training and test pieces overlap and "
+        "differ in place, noise and lesions, so this shows that real texture can be handled, not that "
+        "it carries over to other patients. Two settings differ from those of the phantoms. The HU "
+        "window is -60 to 140, chosen on two tune seeds: with -200 to 250 no cluster was sure (z 4 "
+        "instead of 6); with 64 pieces, or lesions of radius 2.5 to 5, the classifier had learned "
+        "nothing there. And the gate asks for the peak of presence in a component: on seeds 0 to 4, run "
+        "first with its share, Dice was 0.105 and recall 0.26, because the fraction head takes muscle "
+        "and bowel along, a component of 9,000 voxels around a lesion of 1,200 then has a small share, "
+        "and the gate closed. Those seeds were looked at; the numbers here are of seeds 5 to 9, drawn "
+        "afterwards. Masks come out several times too large.",
         "organ": "Pieces of the same CT, with the liver or without it; only that is told. Masks are made "
         "by a model (TotalSegmentator). One body: pieces for training and test overlap.",
     }

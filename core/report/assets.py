@@ -272,6 +272,7 @@ for (const gallery of all(".gallery")) {
   choose.addEventListener("change", show);
   show();
 }
-Promise.all(all(".panel").map(panel)).then(() => { document.documentElement.dataset.ready = "1"; });
+const scrolled = all(".panel").filter(item => item.querySelector("script"));  // the others are plain pictures
+Promise.all(scrolled.map(panel)).then(() => { document.documentElement.dataset.ready = "1"; });
 })();
 """

@@ -33,6 +33,7 @@ from medrl.core.report import (
     write_page,
 )
 from medrl.core.report.curves import chart_of, nice_ticks
+from medrl.core.report.pictures import _figure
 from medrl.core.runlog import RunFolder
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
@@ -422,11 +423,15 @@ def browse(path: Path, folder: Path) -> tuple[str, list[str]]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
 def test_a_browser_shows_the_report_without_a_console_error_and_answers_the_mouse(run_dir, tmp_path):
     look = Section("Look", gallery({"a": panel(), "b": panel(title="second")}))
-    path = build_report(run_dir, evaluation=evaluation(), extra_sections=[look])
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    still = Section("Still", _figure(buffer.getvalue(), "a picture that does not move", ""))
+    path = build_report(run_dir, evaluation=evaluation(), extra_sections=[look, still])
     page = tmp_path / "probed.html"
     page.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
     dom, console = browse(page, tmp_path / "profile")
     assert console == []
+    assert 'data-ready="1"' in dom.partition("<head")[0]
     found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S).group(1))
     assert found["scrolled"]
     assert found["slice"] == "slice 1 of 6"
