@@ -228,6 +228,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flat 1": {"reward": weights(1.0), "warm": {"entropy": 0.3}},
     "ce 1": {"reward": {**weights(1.0), "seg_quality": "ce"}, **WARM},
     "terminal 1": {"reward": {**weights(1.0), "mode": "terminal"}, "warm": {"kind": "none"}},
+    "fast 1": {
+        "reward": weights(1.0),
+        "features": ["lines", "energy", "spectra", "pooled"],
+        "agent": {"name": "kspace.columns", "shared": True},
+        "train": {"precision": "bf16"},
+        **WARM,
+    },
     "small 1": {
         "reward": weights(1.0),
         "agent": {"name": "kspace.columns", "width": 8},
@@ -259,6 +266,7 @@ JOBS = (
     Job("flat 1", 60, folds=2, settings=("real",), needs=("reward",)),
     Job("transfer 1", 10, settings=("real",), needs=("policy 1",)),
     Job("small 1", 40, settings=("real",), needs=("reward",)),
+    Job("fast 1", 40, settings=("standard", "shifted-many"), needs=("reward",)),
 )
 
 

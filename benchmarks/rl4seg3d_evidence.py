@@ -114,7 +114,7 @@ SETTINGS = (
     Setting(
         "real",
         None,
-        {"tune": (101,), "report": (1, 2, 3)},
+        {"tune": (101,), "report": (1, 2, 3, 4, 5)},
         1,
         15,
         {"source": {"spatial": 1.0, "steps": 600}, "style": {"spatial": 1.0, "steps": 600}},

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medrl.core.config import MethodConfig, Resolved, TrainConfig
 from medrl.core.jobs import TrainJob
@@ -217,7 +218,8 @@ def step_time(name: str, device: str, repeats: int, shrink: int) -> dict[str, An
         loss.backward()
         optimizer.step()
 
-    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
     times = []
     for _ in range(repeats):
         start = clock(device)
@@ -225,6 +227,7 @@ def step_time(name: str, device: str, repeats: int, shrink: int) -> dict[str, An
         times.append(clock(device) - start)
     return {
         "step_s": statistics.median(times),
+        "operations": counter.get_total_flops(),
         "input": list(small),
         "gradient_bytes": sum(item.numel() * 4 for item in net.parameters() if item.requires_grad),
         "device": torch.cuda.get_device_name() if kind == "cuda" else "one CPU thread",
@@ -258,7 +261,7 @@ def main() -> None:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         name: (
             lambda name=name: step_time(
-                name, options.device, 1 if options.small else 5, 4 if options.small else 1
+                name, options.device, 1 if options.small else 3, 4 if options.small else 1
             )
         )
         for name in NETWORKS

@@ -9,7 +9,10 @@ three small agreements between all ranks over TCP (step, end of step, metrics), 
 Inside a node of eight GPUs the gradients go over NVLink; across nodes a hierarchical ring sends each byte
 once a node, which is what NCCL does. The batch of one GPU stays the same (weak scaling).
 
-    python benchmarks/scale_table.py STEP.json
+A step measured on a CPU is so long that sending costs nothing beside it. ``--sustained`` therefore adds rows
+for an assumed GPU: the operations of a step, counted, at so many of them a second.
+
+    python benchmarks/scale_table.py STEP.json [--sustained 60e12]
 """
 
 from __future__ import annotations
@@ -64,17 +67,27 @@ def efficiency(step_s: float, count: int, size: float, link: Interconnect) -> fl
     return step_s / (step_s + sum(seconds_beside(count, size, link)))
 
 
-def rows(facts: dict[str, dict[str, object]]) -> list[str]:
-    """Return the table as lines of Markdown."""
-    head = ["method", "measured step", "gradients", "between nodes", *(f"{count} GPUs" for count in GPUS)]
+def rows(facts: dict[str, dict[str, object]], sustained: float = 0.0) -> list[str]:
+    """Return the table as lines of Markdown.
+
+    Args:
+        facts: What `scale_step.py` wrote of each network.
+        sustained: Operations a second of an assumed GPU; 0 leaves its rows out.
+    """
+    head = ["method", "step", "gradients", "between nodes", *(f"{count} GPUs" for count in GPUS)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in facts.items():
-        step_s, size = float(str(row["step_s"])), float(str(row["gradient_bytes"]))
-        for link in INTERCONNECTS:
-            cells = [f"{100 * efficiency(step_s, count, size, link):.1f} %" for count in GPUS]
-            shape = " × ".join(str(item) for item in row["input"])  # type: ignore[attr-defined]
-            lead = [f"{name}, {shape}", f"{step_s:.3f} s ({row['device']}, {row['precision']})"]
-            lines.append("| " + " | ".join([*lead, f"{size / 2**20:.0f} MiB", link.name, *cells]) + " |")
+        shape, size = " × ".join(str(item) for item in row["input"]), float(str(row["gradient_bytes"]))  # type: ignore[attr-defined]
+        measured = float(str(row["step_s"]))
+        steps = {f"{measured:.3f} s, measured ({row['device']}, {row['precision']})": measured}
+        if sustained:
+            assumed = float(str(row["operations"])) / sustained
+            steps[f"{assumed:.3f} s, assumed ({sustained / 1e12:g} Tflop/s)"] = assumed
+        for words, step_s in steps.items():
+            for link in INTERCONNECTS:
+                cells = [f"{100 * efficiency(step_s, count, size, link):.1f} %" for count in GPUS]
+                lead = [f"{name}, {shape}", words, f"{size / 2**20:.0f} MiB", link.name]
+                lines.append("| " + " | ".join([*lead, *cells]) + " |")
     return lines
 
 
@@ -82,9 +95,10 @@ def main() -> None:
     """Print the table and its assumptions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("measured", type=Path, help="JSON of benchmarks/scale_step.py --out")
+    parser.add_argument("--sustained", type=float, default=0.0, help="operations a second of an assumed GPU")
     options = parser.parse_args()
     facts = json.loads(options.measured.read_text(encoding="utf-8"))["times"]
-    print("\n".join(rows(facts)))
+    print("\n".join(rows(facts, options.sustained)))
     print()
     inside = f"NVLink {NVLINK_BYTES_S / 1e9:.0f} GB/s, {NVLINK_LATENCY_S * 1e6:.0f} µs"
     print(f"Inside a node: {A_NODE} GPUs, {inside}.")

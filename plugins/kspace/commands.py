@@ -118,7 +118,7 @@ def _options(*, output: str, required: bool = True) -> Callable[[Callable[..., A
         click.option("--data", type=ANY_PATH, default=None, help="Dataset."),
         click.option("-o", "--output", type=ANY_PATH, required=required, help=output),
         click.option("-c", "--config", "config_file", type=FILE, default=None, help="Config file."),
-        click.option("--preset", default=None, help="smoke, small, medrl or asmr."),
+        click.option("--preset", default=None, help="smoke, small, fast, medrl or asmr."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any config value."),
         click.option("--fold", type=click.IntRange(min=0), default=None, help="Validation fold."),
         click.option("--seed", type=click.IntRange(min=0), default=None, help="Seed of everything random."),

@@ -24,7 +24,7 @@ def test_the_written_defaults_are_those_of_the_model(manager):
 
 def test_every_preset_resolves(manager):
     names = sorted(set(presets(manager, "kspace")) - {"defaults"})
-    assert names == ["asmr", "medrl", "small", "smoke"]
+    assert names == ["asmr", "fast", "medrl", "small", "smoke"]
     for name in names:
         assert resolved(manager, name).method == "kspace"
 
