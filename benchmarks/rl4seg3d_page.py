@@ -111,14 +111,17 @@ def aims(name: str, values: Values) -> list[list[str]]:
         if row not in values or "source" not in values:
             continue
         gain = difference(values, row, "source", "dice")
-        before, after = (mean(values[key], "temporal_errors") for key in ("source", row))
+        # On the seeds that have both.
+        common = values[row].keys() & values["source"].keys()
+        both = {key: {seed: values[key][seed] for seed in sorted(common)} for key in ("source", row)}
+        before, after = (mean(both[key], "temporal_errors") for key in ("source", row))
         fewer = 1.0 - after / before if before else math.nan
         met = {True: "met", False: "missed"}
         what = f"{name}: {ROWS[row]}"
         found.append(
             [f"{what}: Dice at least {DICE_GAIN} over source-only", gain, met[_first(gain) >= DICE_GAIN]]
         )
-        words = f"{before:.2f} → {after:.2f} frames a sequence, {fewer:.0%} fewer"
+        words = f"{before:.2f} → {after:.2f} frames a sequence, {fewer:.0%} fewer; {len(common)} seeds"
         found.append([f"{what}: at least {FEWER:.0%} fewer temporal errors", words, met[fewer >= FEWER]])
     return found
 
