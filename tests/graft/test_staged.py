@@ -67,6 +67,18 @@ def test_a_student_after_its_stages_is_that_of_three_commands_and_only_what_chan
     assert weights(run) != old
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", ["slurm"], indirect=True)
+def test_stages_that_are_jobs_of_slurm_give_the_weights_of_one_program(
+    make_job, phantoms, tmp_path, in_this_process, elsewhere
+):
+    values = {"data": {"root": str(phantoms)}, "teachers": {"train": 2}}
+    for name, executor in (("one", in_this_process), ("jobs", elsewhere)):
+        staged.run(replace(make_job(tmp_path / name, values), stage_executor=executor))
+    assert {state for state, _, _ in stages(tmp_path / "jobs").values()} == {"done"}
+    assert weights(tmp_path / "jobs") == weights(tmp_path / "one")
+
+
 def test_teachers_are_trained_or_named_but_not_both(make_job, tmp_path, in_this_process):
     values = {"teachers": {"train": 2, "features": [str(tmp_path)]}}
     job = replace(make_job(tmp_path / "run", values), stage_executor=in_this_process)
