@@ -2,7 +2,17 @@ import json
 
 import pytest
 
-from medrl.cli.console import Console, console, counted, number, plain_table, plain_values, size, write_json
+from medrl.cli.console import (
+    Console,
+    console,
+    counted,
+    number,
+    plain_table,
+    plain_values,
+    size,
+    start_console,
+    write_json,
+)
 from medrl.cli.progress import _Counter, chosen_metrics, duration
 
 
@@ -138,6 +148,7 @@ def test_a_bar_on_a_narrow_terminal_keeps_count_and_rate(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    start_console()  # another test may have asked for plain output
     with training_progress() as show:
         for step in range(1, 6):
             show(step, 1000, {"loss": 0.25, "val_dice_of_a_very_long_name_indeed_that_does_not_fit": 0.5})

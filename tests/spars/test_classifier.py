@@ -77,7 +77,7 @@ def test_crops_open_masks_of_training_and_validation_alone(train, kind):
 
 
 def test_faithful_network_learns_from_enlarged_windows(train):
-    net = {"net": {"steps": 1, "patients": 1, "windows": 1, "enlarge": [236, 236, 172]}}
+    net = {"net": {"steps": 1, "patients": 1, "windows": 1, "top": 1, "enlarge": [236, 236, 172]}}
     values = {"classifier": {"kind": "faithful", "calibrate": False, **net}, "map": {"paint": "coarse"}}
     with pytest.MonkeyPatch.context() as patch:
         # Scoring whole volumes by eight enlarged octants each takes longer than all other tests.
