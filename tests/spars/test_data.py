@@ -267,7 +267,7 @@ def test_unknown_label_is_told_when_masks_are_opened(root, tmp_path):
 def test_label_may_be_named_by_its_value(root, tmp_path):
     found = loaded(root, tmp_path, target=("2",))
     assert found.target == "tumour"
-    assert found.label_names == {"background": 0, "tumour": 1}
+    assert found.label_names == {"background": 0, "tumour": 2}
 
 
 def test_missing_image_channel_is_still_an_error(root):

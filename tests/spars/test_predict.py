@@ -32,12 +32,17 @@ def test_every_policy_writes_masks_maps_and_paths_on_the_grid_of_the_file(job, p
     outcome = predict.run(job(tmp_path / "out"), Options(policy=policy, episodes=2, horizon=4))
     assert outcome.failed == {}
     assert len(outcome.done) == 3
+    written_labels = json.loads((tmp_path / "out" / "labels.json").read_text())["labels"]
+    assert written_labels == {"background": 0, "tumour": 2}
     for name in outcome.done:
         source = nib.load(phantoms / "imagesTs" / f"{name}_0000.nii.gz")
         for path in (tmp_path / "out" / f"{name}.nii.gz", tmp_path / "out" / "maps" / f"{name}.nii.gz"):
             written = nib.load(path)
             assert written.shape == source.shape
             assert np.allclose(written.affine, source.affine)
+        # The values of the dataset, so that `medrl evaluate` finds the tumour.
+        values = set(np.unique(np.asarray(nib.load(tmp_path / "out" / f"{name}.nii.gz").dataobj)).tolist())
+        assert values <= {0, 2}
         told = json.loads((tmp_path / "out" / "paths" / f"{name}.json").read_text())
         assert told["policy"] == policy
         assert told["label_source"] == "image"

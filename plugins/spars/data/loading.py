@@ -96,8 +96,11 @@ class Loaded:
 
     @property
     def label_names(self) -> dict[str, int]:
-        """``{"background": 0, <what is looked for>: 1}``."""
-        return {"background": 0, self.target: 1}
+        """``{"background": 0, <what is looked for>: <its value in the dataset>}``; 1 where it has none there.
+
+        Masks that are predicted can so be laid beside those of the dataset.
+        """
+        return {"background": 0, self.target: self.dataset.labels.get(self.target, 1)}
 
     def digest(self) -> str:
         """SHA-256 of what training reads: volumes and labels of images of training and validation."""
