@@ -21,6 +21,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GPUS = (8, 64, 512)
 A_NODE = 8
@@ -67,7 +68,7 @@ def efficiency(step_s: float, count: int, size: float, link: Interconnect) -> fl
     return step_s / (step_s + sum(seconds_beside(count, size, link)))
 
 
-def rows(facts: dict[str, dict[str, object]], sustained: float = 0.0) -> list[str]:
+def rows(facts: dict[str, dict[str, Any]], sustained: float = 0.0) -> list[str]:
     """Return the table as lines of Markdown.
 
     Args:
@@ -77,11 +78,11 @@ def rows(facts: dict[str, dict[str, object]], sustained: float = 0.0) -> list[st
     head = ["method", "step", "gradients", "between nodes", *(f"{count} GPUs" for count in GPUS)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in facts.items():
-        shape, size = " × ".join(str(item) for item in row["input"]), float(str(row["gradient_bytes"]))  # type: ignore[attr-defined]
-        measured = float(str(row["step_s"]))
+        shape, size = " × ".join(str(item) for item in row["input"]), row["gradient_bytes"]
+        measured = row["step_s"]
         steps = {f"{measured:.3f} s, measured ({row['device']}, {row['precision']})": measured}
         if sustained:
-            assumed = float(str(row["operations"])) / sustained
+            assumed = row["operations"] / sustained
             steps[f"{assumed:.3f} s, assumed ({sustained / 1e12:g} Tflop/s)"] = assumed
         for words, step_s in steps.items():
             for link in INTERCONNECTS:

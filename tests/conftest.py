@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 FIXTURES = Path(__file__).parent / "plugin_host" / "fixtures"
 _numbers = itertools.count()
@@ -121,6 +124,14 @@ def plugin_environment(tmp_path_factory: pytest.TempPathFactory) -> PluginEnviro
     work = folder / "work"
     work.mkdir()
     return PluginEnvironment(python=python, folder=work)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    """Begin every test with the same global random state, whatever ran before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ dimensions and knows no method.
 `stages`, `loop`    which stages there are; doing them on all ranks, each once
 `fitting`           the loop of every stage that goes down a gradient
 `supervised`        cross-entropy on source labels
+`pairing`           who writes the pairs of a reward net
 `correcting`        measuring a corrector
 `rewarding`         measuring and calibrating a reward net
 `players`           policy, reference and critic of one iteration, and their update

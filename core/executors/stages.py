@@ -19,6 +19,7 @@ from medrl.core.stages import Pipeline
 
 if TYPE_CHECKING:
     from medrl.core.adaptation.stages import Stage
+    from medrl.core.config import Resolved
     from medrl.core.jobs import TrainJob
 
 FOLDER = "jobs"
@@ -76,6 +77,23 @@ def run_stages(
         _log.warning("stage %s failed; it is tried again", first.name)
 
 
+def write_config(path: Path, resolved: Resolved) -> None:
+    """Write the config that the commands of tasks read.
+
+    Raises:
+        RuntimeFault: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(resolved.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise RuntimeFault(
+            f"{path} cannot be written",
+            why=error.strerror or str(error),
+            do="free space on that disk, or choose another folder with -o",
+        ) from error
+
+
 def stage_tasks(
     job: TrainJob,
     stages: Sequence[Stage],
@@ -89,15 +107,7 @@ def stage_tasks(
         RuntimeFault: The run folder cannot be written.
     """
     config = (job.run_dir / FOLDER / "config.yaml").resolve()
-    try:
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(job.resolved.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise RuntimeFault(
-            f"{config} cannot be written",
-            why=error.strerror or str(error),
-            do="free space on that disk, or choose another folder with -o",
-        ) from error
+    write_config(config, job.resolved)
     common = [*global_arguments(), "train", job.method, "-c", str(config), "-o", str(job.run_dir.resolve())]
     if job.init_from is not None:
         common += ["--init-from", str(Path(job.init_from).resolve())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from medrl.core.adaptation import pseudo_labels
 from medrl.core.adaptation.loop import Beat
+from medrl.core.adaptation.pairing import asked, pair_writer
 from medrl.core.errors import DataError
 from medrl.core.learned_reward import (
     AFFINE,
     PairSet,
     PairWriter,
     PredictionRecipe,
-    SubjectSplit,
     SyntheticRecipe,
     from_params,
     prediction_pairs,
@@ -73,9 +73,9 @@ def _synthetic(job: TrainJob, data: Domains, folder: Path, device: torch.device,
         raise DataError("pairs", why="the source images have no labels")
     actors: dict[str, Callable[[Tensor], Any]] = {}
     for name in ("source", "style"):
-        actors[name] = _asked(_actor(job, data, name, device), beat)
+        actors[name] = asked(_actor(job, data, name, device), beat)
     if cfg.iteration > 1:
-        actors["actor"] = _asked(_actor(job, data, "actor", device), beat)
+        actors["actor"] = asked(_actor(job, data, "actor", device), beat)
     recipe = from_params(SyntheticRecipe, cfg.pairs.params, "pairs.params")
     recipe = replace(recipe, style=parts.style_shift(cfg, "pairs").ranges)
     if cfg.style.spatial:
@@ -150,21 +150,13 @@ def _actor(job: TrainJob, data: Domains, name: str, device: torch.device) -> nn.
     return network.to(device).eval()
 
 
-def _asked(network: nn.Module, beat: Beat) -> Callable[[Tensor], Any]:
-    def ask(images: Tensor) -> Any:
-        beat()
-        return network(images)
-
-    return ask
-
-
-def _writer(cfg: Rl4segConfig, data: Domains, folder: Path, subjects: Any) -> PairWriter:
-    # Of the few pairs of a trial both parts need some.
-    share = max(0.5, cfg.pairs.validation) if cfg.train.max_steps else cfg.pairs.validation
-    split = SubjectSplit.of(subjects, validation=share, seed=cfg.data.split_seed)
-    return PairWriter(
+def _writer(cfg: Rl4segConfig, data: Domains, folder: Path, subjects: Sequence[str]) -> PairWriter:
+    return pair_writer(
         folder,
+        cfg.pairs,
+        cfg.train,
         classes=data.classes,
-        split=split,
-        provenance={"iteration": cfg.iteration, "kind": cfg.pairs.kind, "seed": cfg.train.seed},
+        subjects=subjects,
+        split_seed=cfg.data.split_seed,
+        iteration=cfg.iteration,
     )

@@ -104,7 +104,7 @@ def run(
         opened = open_run(path, manager, place)
         own, part = volumes_of(opened, data, split)
         first = album is None
-        album = Album(opened.cfg.score.window) if album is None else album
+        album = Album(opened.cfg.score.window, target=opened.target) if album is None else album
         for name in wanted:
             if name == "self-play" and opened.agent is None:
                 continue

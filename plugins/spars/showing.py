@@ -45,12 +45,15 @@ class Album:
 
     Args:
         window: Voxels of a window.
+        target: What is looked for.
         present: Cases with a lesion.
         free: Cases without one.
     """
 
-    def __init__(self, window: Sequence[int], *, present: int = 3, free: int = 1) -> None:
-        self.window, self.left = tuple(window), {True: present, False: free}
+    def __init__(
+        self, window: Sequence[int], *, target: str = "lesion", present: int = 3, free: int = 1
+    ) -> None:
+        self.window, self.target, self.left = tuple(window), target, {True: present, False: free}
         self.cases: dict[str, Shown] = {}
 
     def add(
@@ -87,17 +90,17 @@ class Album:
         """Masks slice by slice, and paths; nothing where no case was kept."""
         if not self.cases:
             return []
-        panels = {name: _panel(name, case) for name, case in self.cases.items()}
+        panels = {name: _panel(name, case, self.target) for name, case in self.cases.items()}
         paths = "".join(_paths(name, case) for name, case in self.cases.items())
         return [Section("Masks", gallery(panels), _MASKS), Section("Paths", paths, _PATHS)]
 
 
-def _panel(name: str, case: Shown) -> str:
+def _panel(name: str, case: Shown, target: str) -> str:
     maps: dict[str, NDArray[Any]] = {"reference": case.truth.astype(np.uint8)}
     for policy in ("scan", "self-play"):
         if policy in case.walks:
             maps[TITLES[policy]] = np.asarray(case.walks[policy].mask, dtype=np.uint8)
-    return overlay_panel(case.volume, maps, title=name, spacing=case.spacing_mm, axis=2)
+    return overlay_panel(case.volume, maps, title=name, spacing=case.spacing_mm, names={target: 1}, axis=2)
 
 
 def _paths(name: str, case: Shown) -> str:

@@ -61,7 +61,8 @@ def test_segmentation_networks_give_logits_for_every_pixel_of_any_image(network,
     with torch.no_grad():
         logits = network(torch.rand(2, 1, *size))
     assert logits.shape == (2, 3, *size)
-    assert bool((logits < 0).any())  # no softmax inside
+    total = logits.sum(dim=1)
+    assert not torch.allclose(total, torch.ones_like(total), atol=1e-3)  # no softmax inside
 
 
 @pytest.mark.parametrize("build", [UNet, UNetPlusPlus])
@@ -219,14 +220,16 @@ def test_sizes_without_a_meaning_are_refused(wrong):
 
 
 def test_pixels_that_pad_an_image_do_not_move_it():
-    """An impulse in the image stays where it is in the logits of an untouched convolution."""
-    network = CompactNet(widths=(4, 6)).eval()
+    """An impulse in the image stays where it is in the logits of untouched convolutions."""
     image = torch.zeros(1, 1, 13, 15)
     image[..., 6, 7] = 5.0
+    change = torch.zeros(13, 15)
     with torch.no_grad():
-        change = (network(image) - network(torch.zeros_like(image))).abs().sum(dim=1)[0]
+        for _ in range(16):
+            network = CompactNet(widths=(4, 6)).eval()
+            change += (network(image) - network(torch.zeros_like(image))).abs().sum(dim=1)[0]
     weight = change / change.sum()
     rows = (weight.sum(dim=1) * torch.arange(13)).sum()
     columns = (weight.sum(dim=0) * torch.arange(15)).sum()
-    assert abs(float(rows) - 6) < 2
-    assert abs(float(columns) - 7) < 2
+    assert abs(float(rows) - 6) < 1
+    assert abs(float(columns) - 7) < 1

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medrl.plugins.kspace.models.blocks import where_positive
+
 KERNEL = 5
 DILATIONS = (1, 2, 4)
 GROUPS = 4
@@ -135,7 +137,7 @@ class _BlockFunction(torch.autograd.Function):
         of_mix = torch.mm(flat.t(), outer.view(-1, width)).unsqueeze(-1)
         of_mix_bias = flat.sum(dim=0)
         upper = torch.mm(flat, mix.squeeze(-1)).view(maps.shape)
-        upper = _where_positive(upper, outer)
+        upper = where_positive(upper, outer)
         of_added = upper.sum(dim=1)
         of_bias = of_added.sum(dim=0)
         reach = KERNEL // 2 * ctx.dilation
@@ -157,7 +159,7 @@ class _BlockFunction(torch.autograd.Function):
         largest = torch.eq(inner, seen[:, width:].unsqueeze(1), out=torch.empty_like(inner))
         of_largest = of_largest / largest.sum(dim=1)
         lower.addcmul_(largest, of_largest.unsqueeze(1)).add_(of_mean.unsqueeze(1) / columns)
-        lower = _where_positive(lower, inner)
+        lower = where_positive(lower, inner)
         of_maps, of_norm, of_norm_bias = torch.ops.aten.native_group_norm_backward(
             _wide(lower),
             _wide(maps),
@@ -183,12 +185,6 @@ class _BlockFunction(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _where_positive(grad: Tensor, maps: Tensor) -> Tensor:
-    """A derivative, in place, where a rectified map is not 0."""
-    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
-    return found
 
 
 def _wide(maps: Tensor) -> Tensor:

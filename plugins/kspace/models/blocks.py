@@ -1,10 +1,11 @@
-"""What the networks share: layers of 2 or 3 dimensions, and padding to a size that a network can halve."""
+"""What the networks share: layers of 2 or 3 dimensions, padding to a size that can be halved, derivatives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,3 +76,9 @@ def cropped(maps: Tensor, size: Sequence[int]) -> Tensor:
 def multiples(size: Sequence[int], multiple: int, *, least: int = 1) -> list[int]:
     """Round each side up to a multiple, and to at least `least` of them."""
     return [max(-(-side // multiple), least) * multiple for side in size]
+
+
+def where_positive(grad: Tensor, maps: Tensor) -> Tensor:
+    """Derivative of a rectified map, in place: that of the map where it is not 0."""
+    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
+    return found

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medrl.plugins.kspace.models.blocks import cropped, multiples, padded
+from medrl.plugins.kspace.models.blocks import cropped, multiples, padded, where_positive
 from medrl.plugins.kspace.models.compact import CompactNet, folded
 
 
@@ -129,7 +129,7 @@ class FusedCompact(nn.Module):
         """Derivative by the padded image, from that by the maps before the last layer."""
         skips: list[Tensor] = []
         for step in reversed(range(self.levels - 1)):
-            grad = _where_positive(grad, kept.rising[step])
+            grad = where_positive(grad, kept.rising[step])
             both = weights.back(grad, 2 * self.levels + step)
             width = kept.seconds[self.levels - 2 - step].shape[1]
             skips.append(both[:, :width])
@@ -142,9 +142,9 @@ class FusedCompact(nn.Module):
         for level in reversed(range(self.levels)):
             if level < self.levels - 1:
                 grad = grad.add_(skips[level])
-            grad = _where_positive(grad, kept.seconds[level])
+            grad = where_positive(grad, kept.seconds[level])
             grad = weights.back(grad, 2 * level + 1)
-            grad = _where_positive(grad, kept.firsts[level])
+            grad = where_positive(grad, kept.firsts[level])
             grad = weights.back(grad, 2 * level)
             if level:
                 above = kept.seconds[level - 1]
@@ -236,12 +236,6 @@ class _Weights:
 
 def _last(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
-
-
-def _where_positive(grad: Tensor, maps: Tensor) -> Tensor:
-    """A derivative, in place, where a rectified map is not 0."""
-    found: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, maps, 0, grad_input=grad)
-    return found
 
 
 def fused(network: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from medrl.core.errors import ConfigError, Interrupted, RuntimeFault
 from medrl.core.executors import Task
-from medrl.core.executors.stages import FOLDER
+from medrl.core.executors.stages import FOLDER, write_config
 from medrl.core.jobs import global_arguments
 from medrl.core.runlog import RunLock
 
@@ -68,13 +68,7 @@ def tasks_of(study: Study) -> list[Task]:
         RuntimeFault: The folder cannot be written.
     """
     config = (study.folder / FOLDER / "config.yaml").resolve()
-    try:
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(study.resolved.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise RuntimeFault(
-            f"{config} cannot be written", why=error.strerror or str(error), do="free space on that disk"
-        ) from error
+    write_config(config, study.resolved)
     words = [*global_arguments(), "rl4seg", "compare", "-c", str(config), "-o", str(study.folder.resolve())]
     words += ["--methods", ",".join(method.key for method in study.methods)]
     tasks: list[Task] = []
