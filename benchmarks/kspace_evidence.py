@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kspace_page import SETTINGS, SHIFTED, Facts, page
+from kspace_page import REAL, SETTINGS, SHIFTED, Facts, page
 
 from medrl.core.checkpoint import find_checkpoint
 from medrl.core.jobs import build_train_job
@@ -133,7 +133,40 @@ SCALES = {
                 "patients": 600,
                 "slices": 1,
                 "values": {"seg": {"steps": 1600}, "warm": {"states": 3072}},
-            }
+            },
+            "real-crossed": {
+                "real_steps": 3000,
+                "values": {
+                    "seg": {"crossed": 3},
+                    "agent": {"name": "kspace.columns", "width": 8},
+                    "warm": {"states": 3072, "weight_decay": 0.3, "epochs": 6},
+                },
+            },
+            "real-stack": {
+                "fit_cases": 8,
+                "oracle_cases": 4,
+                "values": {
+                    "seg": {"crossed": 3},
+                    "acquisition": {"geometry": "stack"},
+                    "agent": {"name": "kspace.columns", "width": 8},
+                    "warm": {"states": 768, "weight_decay": 0.3, "epochs": 6, "chunk": 8},
+                },
+            },
+            **{
+                name: {
+                    "shape": (96, 128),
+                    "reach": 28,
+                    "initial": 6,
+                    "totals": (8, 10, 12, 16, 24, 32),
+                    "exchange": 0,
+                    "oracle_cases": 16,
+                    "values": {
+                        "model": {"name": "kspace.compact", "widths": [12, 24, 32, 48]},
+                        "warm": {"states": 1024},
+                    },
+                }
+                for name in ("standard-128", "real-128")
+            },
         }
     ),
     "tiny": Scale(
@@ -227,6 +260,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "policy 0.75": {"reward": weights(0.75), **WARM},
     "flat 1": {"reward": weights(1.0), "warm": {"entropy": 0.3}},
     "ce 1": {"reward": {**weights(1.0), "seg_quality": "ce"}, **WARM},
+    "asmr 1": {"reward": {**weights(1.0), "mode": "asmr"}, "warm": {"kind": "none"}},
     "terminal 1": {"reward": {**weights(1.0), "mode": "terminal"}, "warm": {"kind": "none"}},
     "fast 1": {
         "reward": weights(1.0),
@@ -243,26 +277,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from the common config. The number is λ, the weight of the segmentation."""
-STARTS = {"ppo 1": "policy 1", "terminal 1": "policy 1"}
+STARTS = {"ppo 1": "policy 1", "terminal 1": "policy 1", "asmr 1": "policy 1"}
 """Policies that PPO goes on from."""
 FEW = ("standard", "shifted", "real")
 """Settings in which λ is varied."""
+CROSSED, STACK = "real-crossed", "real-stack"
+LENT = {STACK: CROSSED}
+"""Settings whose reward models are those of another one."""
 JOBS = (
     Job("reward", 35),
     Job("policy 1", 40, needs=("reward",)),
     Job("blind 1", 35, needs=("reward",)),
-    Job("rivals:1", 18, needs=("reward",)),
+    Job("rivals:1", 18, needs=("policy 1",)),
     Job("oracle:1", 8, needs=("reward",)),
     Job("headroom", 5, needs=("policy 1", "blind 1")),
     Job("brain", 60, folds=0),
     Job("ppo 1", 25, settings=("shifted", "real"), needs=("policy 1",)),
-    Job("policy 0.5", 40, settings=FEW, needs=("reward",)),
-    Job("rivals:0.5", 18, settings=FEW, needs=("reward",)),
+    Job("policy 0.5", 40, settings=(*FEW, CROSSED), needs=("reward",)),
+    Job("rivals:0.5", 18, settings=(*FEW, CROSSED), needs=("policy 1",)),
     Job("policy 0", 35, settings=FEW, needs=("reward",)),
     Job("policy 0.25", 40, settings=FEW, needs=("reward",)),
     Job("policy 0.75", 40, settings=FEW, needs=("reward",)),
     Job("ce 1", 40, folds=2, settings=("real",), needs=("reward",)),
     Job("terminal 1", 25, folds=2, settings=("real",), needs=("policy 1",)),
+    Job("asmr 1", 25, folds=2, settings=("real",), needs=("policy 1",)),
     Job("flat 1", 60, folds=2, settings=("real",), needs=("reward",)),
     Job("transfer 1", 10, settings=("real",), needs=("policy 1",)),
     Job("small 1", 40, settings=("real",), needs=("reward",)),
@@ -273,13 +311,19 @@ JOBS = (
 # --- data --------------------------------------------------------------------------------------------------
 
 
+def is_real(unit: Unit) -> bool:
+    """Whether a unit is of measured images."""
+    return unit.setting in REAL
+
+
 def root_of(unit: Unit, work: Work) -> Path:
     """The dataset of a unit; synthetic patients are written where they are not there yet."""
-    if unit.setting == "real":
+    if is_real(unit):
         if work.acdc is None:
             raise SystemExit("real slices need --acdc FOLDER")
         return work.acdc
-    scale, columns = work.scale.of(unit.setting), max(work.scale.shape)
+    scale = work.scale.of(unit.setting)
+    columns = max(scale.shape)
     return write_cardiac(
         work.folder / "data" / f"{unit.group}_{unit.setting}",
         cases=scale.patients,
@@ -296,7 +340,7 @@ DUTIES = ("reward", "policy", "test")
 
 @dataclass(frozen=True)
 class Division:
-    """Cases by duty; no patient has two."""
+    """Cases by duty; no patient has two, but where crossed reward models judge, reward and policy share."""
 
     reward: tuple[str, ...]
     policy: tuple[str, ...]
@@ -304,9 +348,10 @@ class Division:
 
     def only(self, duty: str) -> dict[str, Any]:
         """Config of a run with a duty: the cases of others are left out, a part of its own watches."""
-        others = [case for name in DUTIES if name != duty for case in getattr(self, name)]
+        own = set(getattr(self, duty))
+        others = [case for name in DUTIES for case in getattr(self, name) if case not in own]
         patients = {case.rpartition("_")[0] for case in getattr(self, duty)}
-        return {"exclude": others, "folds": min(len(patients), 6)}
+        return {"exclude": sorted(set(others)), "folds": min(len(patients), 6)}
 
 
 def divide(root: Path, unit: Unit) -> Division:
@@ -321,12 +366,14 @@ def divide(root: Path, unit: Unit) -> Division:
             duty[patients[number]] = "test"
         else:
             # Real patients are few, and the reward model needs them more than the policy.
-            share = 3 if unit.setting == "real" else 2
+            share = 3 if is_real(unit) else 2
             duty[patients[number]] = "policy" if others % share == share - 1 else "reward"
             others += 1
     dealt: dict[str, list[str]] = {"reward": [], "policy": [], "test": []}
     for case in cases:
         dealt[duty[case.patient or case.id]].append(case.id)
+    if unit.setting in (CROSSED, STACK):
+        dealt["reward"] = dealt["policy"] = [*dealt["reward"], *dealt["policy"]]
     return Division(*(tuple(dealt[name]) for name in DUTIES))
 
 
@@ -338,9 +385,9 @@ def common(unit: Unit, root: Path, scale: Scale) -> dict[str, Any]:
     middle, budgets = scale.shape[1] // 2, scale.budgets
     sample: dict[str, Any] = {"shape": list(scale.shape)}
     augment: dict[str, Any] = {"flip": 0.0, "shift": 0.0}
-    if unit.setting == "real":
-        # The middle of the files at half of their resolution; volumes keep the ratio of their slices.
-        sample |= {"norm": "volume_p99", "downsample": 2}
+    if is_real(unit):
+        # The middle 96 × 128 pixels of the files; volumes keep the ratio of their slices.
+        sample |= {"norm": "volume_p99", "downsample": 128 // scale.shape[1]}
         augment |= {"rotation": 40.0, "scale": 0.25, "shift": 0.15, "gamma": 0.5}
     base: dict[str, Any] = {
         "data": {"root": str(root)},
@@ -355,7 +402,7 @@ def common(unit: Unit, root: Path, scale: Scale) -> dict[str, Any]:
         "train": {"seed": unit.seed, "threads": 1, "device": "cpu"},
     }
     # A few real patients are learned by heart sooner.
-    real = {"seg": {"steps": scale.real_steps}} if unit.setting == "real" else {}
+    real = {"seg": {"steps": scale.real_steps}} if is_real(unit) else {}
     return merged(base, scale.values, real)
 
 
@@ -378,7 +425,7 @@ def train(unit: Unit, name: str, work: Work) -> None:
     else:
         own = {
             "data": division.only("policy"),
-            "inputs": {"reward": str(run_of(folder, "reward"))},
+            "inputs": {"reward": str(reward_run(unit, work))},
         }
     values = merged(common(unit, root, work.scale.of(unit.setting)), own, VARIANTS.get(name, {}))
     job = build_train_job(work.manager, "kspace", values, run_of(folder, name))
@@ -386,6 +433,12 @@ def train(unit: Unit, name: str, work: Work) -> None:
         start = find_checkpoint(run_of(folder, STARTS[name]), "best")
         job = dataclasses.replace(job, init_from=start)
     running.run(job)
+
+
+def reward_run(unit: Unit, work: Work) -> Path:
+    """Run folder of the reward model of a unit."""
+    owner = replace(unit, setting=LENT.get(unit.setting, unit.setting))
+    return run_of(owner.folder(work.folder), "reward")
 
 
 def run_of(folder: Path, name: str) -> Path:
@@ -402,25 +455,32 @@ class Scene:
         data: Names of labels, and the training cases of the policies.
         cases: Test cases; lines within reach may be chosen.
         slices: The same as slices.
+        judge: Whose reward models judge the training cases: the first, or a policy with crossed ones.
     """
 
     first: Restored
     data: Data
     cases: Cases
     slices: SliceSet
+    judge: Restored
 
     @classmethod
     def of(cls, unit: Unit, work: Work) -> Scene:
         """Open a unit whose reward model is trained."""
         root = root_of(unit, work)
         division = divide(root, unit)
-        first = open_run(run_of(unit.folder(work.folder), "reward"), work.manager, torch.device("cpu"))
+        first = open_run(reward_run(unit, work), work.manager, torch.device("cpu"))
+        asked = common(unit, root, work.scale.of(unit.setting))["acquisition"]
+        play = first.cfg.acquisition.model_validate(asked)
+        first = replace(first, cfg=first.cfg.model_copy(update={"acquisition": play}))
         values = merged(first.cfg.model_dump(mode="json"), {"data": division.only("policy")})
         dataset = open_scans(root)
         test = [case for case in dataset.scans if case.id in division.test]
         slices = load_set(dataset, test, make_plan(first.cfg.sample, dataset.labels))
         data = Data(domain.load(KspaceConfig.model_validate(values)).parts)
-        return cls(first, data, cases_of(slices, first.cfg), slices)
+        crossed = run_of(unit.folder(work.folder), "policy 1")
+        judge = opened(unit, "policy 1", work) if first.cfg.seg.crossed and crossed.exists() else first
+        return cls(first, data, cases_of(slices, first.cfg), slices, judge)
 
     def quality(self, value: float) -> Quality:
         """What masks are fitted for, at a λ."""
@@ -429,7 +489,8 @@ class Scene:
 
     def training(self) -> CaseObserver:
         """The training cases of the policies."""
-        return self.first.observer(self.data.cases("train", self.first.cfg, torch.device("cpu")))
+        cases = self.data.cases("train", self.first.cfg, torch.device("cpu"))
+        return self.judge.training(cases, self.data.info("train", self.first.cfg))
 
     def measure(
         self,
@@ -477,7 +538,7 @@ def rows_of(by_budget: Mapping[int, Any]) -> dict[str, dict[str, dict[str, float
 
 def do(name: str, unit: Unit, work: Work) -> dict[str, Any]:
     """Do a job of a unit and return its result."""
-    if name == "reward" or name in VARIANTS:
+    if name in VARIANTS or (name == "reward" and unit.setting not in LENT):
         train(unit, name, work)
     scene, scale = Scene.of(unit, work), work.scale.of(unit.setting)
     budgets = scale.budgets
@@ -724,6 +785,25 @@ def differing(setting: str, own: Scale) -> str:
     """What is other in a setting."""
     values = KspaceConfig.model_validate({"method": "kspace", **own.values})
     totals = ", ".join(str(total) for total in own.totals)
+    if setting in (CROSSED, STACK):
+        agent = values.agent.model_dump()
+        lent = f"The reward models are those of `{LENT[setting]}`" if setting in LENT else ""
+        return (
+            f"**Other in {setting}.** {lent or f'Reward models {own.real_steps} steps'}, agent of width "
+            f"{agent['width']}, weight decay {values.warm.weight_decay:g}, {values.warm.epochs} epochs, warm "
+            f"start on {values.warm.states} states. It was added after the settings before had shown no gain"
+            + (", and run once as it is." if lent else ", set on two folds of the other dealing of the ")
+            + ("" if lent else "patients, and run once.")
+        )
+    if setting not in SHIFTED:
+        patients = "" if setting in REAL else f"{own.patients} patients; "
+        widths = ", ".join(str(width) for width in values.model.model_dump()["widths"])
+        return (
+            f"**Other in {setting}.** k-space of {own.shape[0]} × {own.shape[1]}; {own.initial} middle "
+            f"columns first, measured at {totals}; choice among the {2 * own.reach + 1} middle columns; "
+            f"{patients}levels of the reward model {widths}; warm start on "
+            f"{values.warm.states} states; no lines are exchanged."
+        )
     return (
         f"**Other in {setting}.** {own.patients} patients with slices per frame: {own.slices}; "
         f"{own.initial} middle columns first, measured at {totals}; reward model {values.seg.steps} steps, "

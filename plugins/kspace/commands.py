@@ -41,6 +41,12 @@ READERS = ("auto", "core", "acdc-nifti", "acdc-png", "acdc-h5", "fastmri", "ismr
     type=ANY_PATH,
     help="Run of `medrl kspace train-recon`, for --recon unet; without it that is trained first.",
 )
+@config_option(
+    "--crossed",
+    key="seg.crossed",
+    type=click.IntRange(min=0),
+    help="Reward models more, each without one part of the patients, so that the policy learns from all.",
+)
 @config_option("--sampler", "sampler_file", key="inputs.sampler", type=FILE, help="File of make-sampler.")
 @config_option(
     "--warm-start",
@@ -136,6 +142,12 @@ def _options(*, output: str, required: bool = True) -> Callable[[Callable[..., A
 
 @click.command("train-reward")
 @_options(output="Run folder.")
+@click.option(
+    "--crossed",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Reward models more, each without one part of the patients, for policies that learn from all.",
+)
 @click.pass_obj
 def train_reward(manager: PluginManager, /, output: Path, **given: Any) -> None:
     """Train the reward model.
@@ -143,7 +155,8 @@ def train_reward(manager: PluginManager, /, output: Path, **given: Any) -> None:
     It segments slices from which lines are missing.
     """
     _train_part(manager, "reward", output, given)
-    _say(f"next: medrl train kspace --data DATA --reward-run {output}")
+    crossed = f" --crossed {given['crossed']}" if given["crossed"] else ""
+    _say(f"next: medrl train kspace --data DATA --reward-run {output}{crossed}")
 
 
 @click.command("train-recon")
@@ -341,6 +354,7 @@ _KEYS = {
     "seed": "train.seed",
     "device": "train.device",
     "threads": "train.threads",
+    "crossed": "seg.crossed",
 }
 """Options of the tools and the config keys that they set."""
 

@@ -94,6 +94,21 @@ class SegConfig(SupervisedConfig):
     """Weight of the mean absolute error of the image that some networks predict as well."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation."""
+    crossed: int = Field(default=0, ge=0, le=20)
+    """Crossed reward models: the training patients are parted into so many, and as many more reward models
+    are trained, each without one part; the policy learns from each case with the one that does not know its
+    patient. 0: one reward model for all, which flatters the patients that it was trained on; keep others
+    back for the policy then."""
+    part: int = Field(default=-1, ge=-1, json_schema_extra=MachineField)
+    """The part that this crossed reward model leaves out; -1 is none."""
+
+    @model_validator(mode="after")
+    def _check_crossed(self) -> Self:
+        if self.crossed == 1:
+            raise ValueError("crossed must be 0, or at least 2")
+        if self.part >= max(self.crossed, 0) and self.part >= 0:
+            raise ValueError(f"part {self.part} does not exist, there are {self.crossed}")
+        return self
 
 
 class ReconConfig(SupervisedConfig):

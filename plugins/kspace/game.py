@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from medrl.core import rng
 from medrl.core.errors import DataError
 
-from . import parts, sampler
+from . import crossing, parts, sampler
 from .agent import ColumnAgent, LineAgent, Sighted
 from .config import KspaceConfig
 from .domain import Data
@@ -42,6 +43,8 @@ class Game:
         held: Validation cases.
         quality: What the reward is of.
         weights: ``(N,)``, how often each training case is drawn; None is uniform.
+        crossed: Crossed reward models, frozen; see `crossing`.
+        dealt: Their part of each training patient.
     """
 
     agent: LineAgent
@@ -51,6 +54,8 @@ class Game:
     held: CaseObserver
     quality: Quality
     weights: Tensor | None
+    crossed: nn.ModuleList | None = None
+    dealt: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(cls, rt: Runtime, cfg: KspaceConfig, data: Data) -> Game:
@@ -74,6 +79,19 @@ class Game:
         cases = data.cases("train", cfg, rt.device)
         seen = parts.imaging(cfg, network, recon)
         observer = parts.observer(cfg, manager, cases, seen, classes=data.classes)
+        crossed, dealt = None, {}
+        if network is not None and cfg.seg.crossed:
+            count = cfg.seg.crossed
+            crossed = nn.ModuleList(parts.segmenter(cfg, manager, classes=data.classes) for _ in range(count))
+            rt.prepare(crossed.requires_grad_(requires_grad=False))
+            dealt = crossing.part_of_patients(data, cfg)
+            observer = crossing.CrossedObserver(
+                cases,
+                seen,
+                observer.features,
+                crossed=[parts.imaging(cfg, each, recon) for each in crossed],
+                part=crossing.parts_of_cases(data.info("train", cfg), dealt),
+            )
         agent = parts.agent(cfg, manager, cases, observer.features)
         rt.prepare(agent)
         return cls(
@@ -84,6 +102,8 @@ class Game:
             held=observer.on(data.cases("val", cfg, rt.device)),
             quality=parts.quality(cfg),
             weights=case_weights(cfg, data, cases.ids),
+            crossed=crossed,
+            dealt=dealt,
         )
 
     @property
@@ -101,6 +121,7 @@ class Game:
         found: dict[str, nn.Module] = {"agent": self.agent}
         if self.network is not None:
             found["segmenter"] = self.network
+        found |= {"crossed": self.crossed} if self.crossed is not None else {}
         return found | ({"recon": self.recon} if self.recon is not None else {})
 
     def fill(self, rt: Runtime, cfg: KspaceConfig, data: Data) -> None:
@@ -109,15 +130,24 @@ class Game:
 
         found: dict[str, Path] = stages.obtain(rt, cfg, data)
         if self.network is not None:
-            parts.load_part(found["reward"], "segmenter", self.network, "inputs.reward")
+            whole = parts.load_part(found["reward"], "segmenter", self.network, "inputs.reward")
+            if self.crossed is None and self.quality.needs_labels:
+                crossing.say_shared(whole.meta["patients"]["train"], data.slices("train").patients)
+        for part, network in enumerate(self.crossed or ()):
+            path = crossing.run_of(found["reward"], part)
+            known = parts.load_part(path, "segmenter", network, "inputs.reward").meta["patients"]
+            crossing.refuse_known(path, known["train"], self.dealt, part)
         if self.recon is not None:
             parts.load_part(found["recon"], "recon", self.recon, "inputs.recon")
         if rt.job.init_from is not None:
             parts.load_part(rt.job.init_from, "agent", self.agent, "--init-from")
 
     def ready(self) -> None:
-        """Make the trained reward model as fast as it can be; call it when the weights are there."""
+        """Make the trained reward models as fast as they can be; call it when the weights are there."""
         self.observer.imaging.settle(self.network)
+        if self.crossed is not None and isinstance(self.observer, crossing.CrossedObserver):
+            for imaging, network in zip(self.observer.crossed, self.crossed, strict=True):
+                imaging.settle(network)
 
     def environment(self, cfg: KspaceConfig, rt: Runtime) -> KSpaceEnv:
         """The environment of PPO."""

@@ -71,7 +71,12 @@ class CaseObserver:
         if not segment:
             return View(image=image)
         want = self.gradient if gradient is None else gradient
-        return self.imaging.look(image, self.cases, gradient=want)
+        return self.look(image, case, gradient=want)
+
+    def look(self, image: Tensor, case: Tensor, *, gradient: bool) -> View:
+        """Segment images ``(B, [D], H, W)`` of cases ``(B,)``; see `Imaging.look`."""
+        del case
+        return self.imaging.look(image, self.cases, gradient=gradient)
 
     def remember(self, case: Tensor, mask: Tensor, view: View) -> None:
         """Keep a view for the next call of `seen` with the same cases ``(B,)`` and masks ``(B, A)``."""

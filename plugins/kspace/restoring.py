@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +17,9 @@ from . import parts
 from .agent import LineAgent
 from .cases import Cases, initial_lines, possible_lines
 from .config import KspaceConfig
+from .crossing import CrossedObserver, parts_of_cases
 from .data import SamplePlan
+from .domain import SliceInfo
 from .imaging import Imaging
 from .models import CompactNet, ReconUNet, folded
 from .observer import CaseObserver
@@ -32,6 +34,8 @@ class Restored:
 
     Attributes:
         agent: None in the run of a reward model.
+        crossed: With the crossed reward models, if it has any; see `crossing`.
+        dealt: Their part of each training patient.
     """
 
     cfg: KspaceConfig
@@ -42,10 +46,23 @@ class Restored:
     path: Path
     patients: frozenset[str]
     manager: PluginManager
+    crossed: tuple[Imaging, ...] = ()
+    dealt: Mapping[str, int] = field(default_factory=dict)
 
     def observer(self, cases: Cases) -> CaseObserver:
         """What the agent sees of some cases."""
         return parts.observer(self.cfg, self.manager, cases, self.imaging, classes=self.classes)
+
+    def training(self, cases: Cases, info: Sequence[Sequence[SliceInfo]]) -> CaseObserver:
+        """The same for training cases, each judged with a reward model that does not know its patient.
+
+        Without crossed reward models it is the reward model of all.
+        """
+        plain = self.observer(cases)
+        if not self.crossed:
+            return plain
+        part = parts_of_cases(info, self.dealt)
+        return CrossedObserver(cases, self.imaging, plain.features, crossed=self.crossed, part=part)
 
     def policy(self) -> LineAgent:
         """The agent.
@@ -100,9 +117,7 @@ def restore(
     if "segmenter" in checkpoint.states:
         network = parts.segmenter(cfg, manager, classes=classes)
         load_into(network, _weights(checkpoint, "segmenter"))
-        network.eval()
-        network = folded(network) if isinstance(network, CompactNet) else network
-        network = network.to(device)
+        network = _settled(network, device)
     recon: ReconUNet | None = None
     if "recon" in checkpoint.states:
         recon = parts.recon_network(cfg, manager)
@@ -118,8 +133,25 @@ def restore(
         agent = parts.agent(cfg, manager, stand_in, eyes.features)
         load_into(agent, _weights(checkpoint, "agent"))
         agent = agent.to(device).eval().requires_grad_(requires_grad=False)
+    crossed: tuple[Imaging, ...] = ()
+    if "crossed" in checkpoint.states:
+        networks = nn.ModuleList(
+            parts.segmenter(cfg, manager, classes=classes) for _ in range(cfg.seg.crossed)
+        )
+        load_into(networks, _weights(checkpoint, "crossed"))
+        crossed = tuple(
+            parts.imaging(cfg, _settled(each, device), recon, precision=precision) for each in networks
+        )
+    dealt = {str(name): int(part) for name, part in checkpoint.meta.get("dealt", {}).items()}
     patients = frozenset(str(name) for names in known.values() for name in names)
-    return Restored(cfg, plan, classes, seen, agent, checkpoint.path, patients, manager)
+    return Restored(cfg, plan, classes, seen, agent, checkpoint.path, patients, manager, crossed, dealt)
+
+
+def _settled(network: nn.Module, device: torch.device) -> nn.Module:
+    """A trained reward model, ready to segment."""
+    network.eval()
+    network = folded(network) if isinstance(network, CompactNet) else network
+    return network.to(device)
 
 
 def blank_cases(cfg: KspaceConfig, matrix: tuple[int, int], depth: int) -> Cases:

@@ -11,7 +11,7 @@ import torch
 from medrl.core.checkpoint import find_checkpoint
 from medrl.core.staged import is_staged, run_staged
 
-from . import domain, recon_training, reward_training, sampler, stages, train
+from . import domain, sampler, stages, train
 from .config import KspaceConfig
 from .data import export_png, named_scans
 
@@ -38,7 +38,7 @@ def run(job: TrainJob) -> None:
     if is_staged(job):
         run_parts(job, cfg)
         return
-    fit = {"policy": train.fit, "reward": reward_training.fit, "recon": recon_training.fit}[cfg.stage]
+    fit = train.fit if cfg.stage == "policy" else stages.FITS[cfg.stage]
     with job.runtime() as rt:
         fit(rt, cfg, domain.load(cfg))
 

@@ -16,18 +16,35 @@ from medrl.core import rng
 from medrl.core.config import Layer, resolve
 from medrl.core.jobs import TrainJob
 
-from . import recon_training, reward_training
+from . import crossing, recon_training, reward_training
 from .config import KspaceConfig
 from .domain import Data
 
 if TYPE_CHECKING:
     from medrl.core.runtime import Runtime
 
+_log = logging.getLogger("medrl.kspace")
+
+
+def fit_reward(rt: Runtime, cfg: KspaceConfig, data: Data) -> None:
+    """Train the reward model; before it the crossed ones, each in a run of its own below this one."""
+    if cfg.seg.part >= 0:
+        reward_training.fit(rt, cfg, crossing.without_part(data, cfg))
+        return
+    for part in range(cfg.seg.crossed):
+        folder = rt.run.dir / crossing.FOLDER / str(part)
+        job = stage_job(rt.job, "reward", {}, folder, {"seg": {"part": part}})
+        _log.info("crossed reward model %d of %d: %s", part + 1, cfg.seg.crossed, folder)
+        seed = rng.derive_seed(cfg.train.seed, "kspace", "crossed", part)
+        with rng.isolated(seed), job.runtime() as inner:
+            fit_reward(inner, job.config, data)
+    reward_training.fit(rt, cfg, data)
+
+
 FITS: Mapping[str, Callable[[Any, KspaceConfig, Data], None]] = {
     "recon": recon_training.fit,
-    "reward": reward_training.fit,
+    "reward": fit_reward,
 }
-_log = logging.getLogger("medrl.kspace")
 
 
 def obtain(rt: Runtime, cfg: KspaceConfig, data: Data) -> dict[str, Path]:
@@ -69,14 +86,21 @@ def needed(cfg: KspaceConfig, data: Data) -> list[str]:
     return kinds + (["reward"] if data.classes > 1 else [])
 
 
-def stage_job(job: TrainJob, kind: str, inputs: Mapping[str, Path], folder: Path) -> TrainJob:
-    """Return the job of a part: the same config, in a run folder of its own."""
+def stage_job(
+    job: TrainJob,
+    kind: str,
+    inputs: Mapping[str, Path],
+    folder: Path,
+    other: Mapping[str, Mapping[str, Any]] | None = None,
+) -> TrainJob:
+    """Return the job of a part: the same config but for `inputs` and `other`, in a run folder of its own."""
     given = {name: str(path) for name, path in inputs.items()}
     old = job.resolved.values()
     values = {**old, "stage": kind, "inputs": {**old["inputs"], **given}}
+    layers = [Layer(f"stage {kind}", values), *([Layer("part", other)] if other else [])]
     return replace(
         job,
-        resolved=resolve(KspaceConfig, [Layer(f"stage {kind}", values)]),
+        resolved=resolve(KspaceConfig, layers),
         run_dir=folder,
         resume="auto",
         init_from=None,

@@ -89,7 +89,7 @@ def run(
                 raise ConfigError(str(runs[number]), why="its acquisition differs from that of the first run")
             name = "policy" if len(opened) == 1 else runs[number].name
             policies[name] = Seen(one, AgentLines(one.policy()))
-    training = first.observer(known.cases("train", first.cfg, place))
+    training = first.training(known.cases("train", first.cfg, place), known.info("train", first.cfg))
     policies |= evaluate.rivals(names, training, parts.quality(first.cfg), max(chosen))
     notes = known.slices(part).caveats
     curves = evaluate.run(observer, known, info, policies, chosen, seed=seed, notes=notes, say=say)

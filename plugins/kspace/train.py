@@ -56,7 +56,7 @@ def fit(rt: Runtime, cfg: KspaceConfig, data: Data) -> None:
     rt.checkpoint.register(warm_optimizer=warm, optimizer=tuned, env=env, memory=memory)
     if collector is not None:
         rt.checkpoint.register(collector=collector)
-    rt.checkpoint.describe(**data.facts(cfg), blind=cfg.blind)
+    rt.checkpoint.describe(**data.facts(cfg), blind=cfg.blind, dealt=dict(game.dealt))
     done = rt.checkpoint.resume()
     if done == 0:
         rt.checkpoint.describe(ready=False)

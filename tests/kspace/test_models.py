@@ -210,6 +210,8 @@ def test_measured_lines_return_exactly_and_a_full_mask_ignores_the_prediction():
         lambda: UNetPlusPlus(base=0),
         lambda: UNeXt(widths=(8, 16, 32, 64)),
         lambda: UNeXt(widths=(4, 16, 32, 64, 64)),
+        lambda: UNeXt(widths=(8, 16, 32, 6, 64)),
+        lambda: UNeXt(widths=(8, 16, 32, 64, 12)),
         lambda: CompactNet(widths=(8,)),
         lambda: ReconUNet(in_channels=2),
     ],

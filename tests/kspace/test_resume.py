@@ -108,3 +108,14 @@ def test_a_faithful_policy_from_nothing_goes_on_bit_for_bit(compare, tiny, tools
     found, rows = same(tools, whole, broken)
     assert found == []
     assert rows[0] == rows[1]
+
+
+def test_a_policy_run_that_was_killed_in_a_crossed_reward_model_goes_on_bit_for_bit(compare, tiny, tools):
+    values = tiny({"seg": {"crossed": 2}, "warm": {"states": 8}, "ppo": {"updates": 2}})
+    whole, broken = compare(values, "1:3", ":2")
+    found, rows = same(tools, whole, broken)
+    assert found == []
+    assert rows[0] == rows[1]
+    for part in ("0", "1"):
+        stages = [run / "stages" / "reward" / "crossed" / part for run in (whole, broken)]
+        assert tools.differences(*(tools.states(run) for run in stages)) == []

@@ -42,6 +42,13 @@ class UNeXt(nn.Module):
             raise ConfigError(
                 "kspace.unext", why=f"widths are {chosen}", do=f"five numbers of at least {SHIFTS}"
             )
+        uneven = [width for width in chosen[2:] if -(-width // -(-width // SHIFTS)) != SHIFTS]
+        if uneven:
+            raise ConfigError(
+                "kspace.unext",
+                why=f"{uneven[0]} channels do not part into {SHIFTS} groups that are shifted",
+                do=f"multiples of {SHIFTS}, or more than {(SHIFTS - 1) ** 2}, as the last three widths",
+            )
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         one, two, three, four, five = chosen
         self.encoder = nn.ModuleList(
