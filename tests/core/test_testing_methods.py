@@ -15,6 +15,7 @@ METHODS = {
     "kspace": ({}, 1),
     "rl4seg": (NO_ENVIRONMENT, 2),
     "rl4seg3d": (NO_ENVIRONMENT, 2),
+    "spars": ({}, 1),
 }
 """By method: rules that do not apply, with the reason; and how often its run is stopped and resumed."""
 

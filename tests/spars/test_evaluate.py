@@ -119,7 +119,10 @@ def test_an_evaluation_names_label_source_bound_scan_and_greedy(manager, play_ru
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert written["runs"]["run"]["label_source"] == "image"
     assert written["policies"]["scan"]["dice"]["n"] == 3
-    assert "exhaustive scan" in found.report.read_text()
+    report = found.report.read_text()
+    assert "exhaustive scan" in report
+    assert "</i>tumour</li>" in report
+    assert "</i>label 1</li>" not in report
     assert len((tmp_path / "out" / "cases.csv").read_text().splitlines()) == 1 + 3 * 3
 
 
