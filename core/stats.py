@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from medrl.core.errors import DataError
 
@@ -101,6 +100,8 @@ def t_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     if array.size < 2:
         mean = float(array.mean()) if array.size else math.nan
         return Interval(mean, math.nan, math.nan, level, array.size, "none")
+    from scipy import stats  # half a second, which no training needs
+
     mean = float(array.mean())
     half = float(stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
     return Interval(mean, mean - half, mean + half, level, array.size, "t")
@@ -120,6 +121,8 @@ def paired_wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
         return math.nan
     if not difference.any():
         return 1.0
+    from scipy import stats
+
     ranks = np.sign(difference) * stats.rankdata(np.abs(difference), method="dense")
     ties = len(np.unique(np.abs(difference))) < difference.size or not difference.all()
     exact = not ties and difference.size <= EXACT_UP_TO
@@ -177,6 +180,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _bootstrap(
     array: NDArray[np.float64], n: int, seed: int, level: float, method: str
 ) -> tuple[float, float]:
+    from scipy import stats
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = stats.bootstrap(

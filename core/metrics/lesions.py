@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from medrl.core.errors import DataError
 
@@ -121,6 +120,8 @@ def match_lesions(
         return LesionMatch(false_alarms=scores, misses=count)
     overlap = _overlaps(candidates, len(scores), lesions, count)
     overlap[overlap < min_overlap] = 0.0
+    from scipy.optimize import linear_sum_assignment  # as slow to import as all other metrics together
+
     # Every pair counts 1 and its overlap is the tie-break, so that the number of matches comes first.
     rows, columns = linear_sum_assignment(
         np.where(overlap > 0, 1.0 + overlap / (count + 1), 0.0), maximize=True
