@@ -107,6 +107,7 @@ MAIN = PAIRS[:5]
 IMAGE_PAIRS = (
     ("policy 0.5", "low-to-high"),
     ("policy 0.5", "fixed 0.5"),
+    ("policy 0.5", "blind 0.5"),
     ("policy 0", "low-to-high"),
     ("policy 0", "fixed 0.5"),
 )
@@ -258,6 +259,8 @@ def aims(setting: str, one: Found, facts: Facts) -> list[tuple[str, str, str, st
     if setting in REAL:
         add("policy 1", "fixed 1", "policy above the fixed mask (the harder aim)")
         add("policy 1", "blind 1", "policy above its blind twin")
+    add("policy 0.5", "low-to-high", "policy of the default weights (λ = 0.5) above low to high")
+    add("policy 0.5", "fixed 0.5", "policy of the default weights level with its fixed mask", "level")
     if setting == "real":
         for second, words, kind in (
             ("low-to-high", "above low to high", "above"),

@@ -11,7 +11,7 @@ import torch
 from medrl.core.checkpoint import find_checkpoint
 from medrl.core.staged import is_staged, run_staged
 
-from . import domain, sampler, stages, train
+from . import crossing, domain, sampler, stages, train
 from .config import KspaceConfig
 from .data import export_png, named_scans
 
@@ -25,7 +25,7 @@ def run(job: TrainJob) -> None:
     """Do the stage of a config: the policy with everything that it needs, or one part alone.
 
     Raises:
-        ConfigError: No dataset is named.
+        ConfigError: No dataset is named, or a run of a reward model has no crossed ones that are asked for.
         DataError: There is no such dataset.
         CheckpointError: A part that is named is not there.
     """
@@ -35,6 +35,9 @@ def run(job: TrainJob) -> None:
     for part in (cfg.inputs.reward, cfg.inputs.recon) if cfg.stage == "policy" else ():
         if part is not None:
             find_checkpoint(part, "last")
+    if cfg.stage == "policy" and cfg.inputs.reward is not None:
+        for part_left_out in range(cfg.seg.crossed):
+            crossing.run_of(cfg.inputs.reward, part_left_out)
     if is_staged(job):
         run_parts(job, cfg)
         return
