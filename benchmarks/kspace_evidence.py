@@ -763,9 +763,9 @@ def facts_of(scale: Scale) -> Facts:
             for own in (scale.of(name),)
         },
         lines=(
-            f"**Size.** k-space of {rows} rows × {columns} columns instead of 128², so that one CPU core can "
-            f"finish; rows are the readout, which is always complete. {scale.initial} middle columns are "
-            f"there first; measured at {totals} columns in all, {scale.totals[0] / columns:.1%} to "
+            f"**Size.** k-space of {rows} rows × {columns} columns instead of 128² but where said, so that "
+            f"one CPU core can finish; rows are the readout, which is always complete. {scale.initial} middle "
+            f"columns are there first; measured at {totals} columns in all, {scale.totals[0] / columns:.1%} to "
             f"{scale.totals[-1] / columns:.0%} (8 to 32 of 128). Policies, fixed masks and the oracle choose "
             f"among the {2 * scale.reach + 1} middle columns, the other baselines among all.",
             f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps (real slices: "

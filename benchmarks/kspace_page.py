@@ -224,9 +224,10 @@ def introduction(facts: Facts) -> list[str]:
         "Written by `benchmarks/kspace_evidence.py page`. Every patient is tested by networks that were "
         "trained on others, and reward model and policy never share patients either: of the patients "
         "outside a test fold one half (of the real ones two thirds) trains the reward model, the others "
-        "policies and fixed masks. Fold and seed go together: five folds, five seeds. Intervals are 95 % "
-        "bootstrap intervals over patients, without a correction for several comparisons; with 12 patients "
-        "they are too narrow to be trusted far.",
+        "policies and fixed masks (`real-crossed` and `real-stack`: all of them both, each patient judged by "
+        "a reward model that does not know it). Fold and seed go together: five folds, five seeds. "
+        "Intervals are 95 % bootstrap intervals over patients, without a correction for several "
+        "comparisons; with 12 patients they are too narrow to be trusted far.",
         "",
         *[word for line in facts.lines for word in (line, "")],
     ]
@@ -361,9 +362,12 @@ def closing(work: Path, found: Mapping[str, Found]) -> list[str]:
         "- Settings were chosen on other synthetic patients (`--group tune`), never on these. There are no "
         "other real patients: what differs for them (steps, augmentation, shares of patients) was chosen "
         "with a look at another dealing of the same twelve.",
-        "- The smaller agent, the agent of the phantoms (both on real slices) and the fastest policy were "
-        "added after the first results on the same patients had been seen. Each was set once and run once.",
-        "- Not run: 128² pixels, geometry `stack`, further rounds of seeds (`--rounds`).",
+        "- On real slices there were four attempts (`real`, its smaller agent and agent of the phantoms, "
+        "`real-crossed`, `real-stack`), each after the results of those before on the same patients had been "
+        "seen, each set before it was run and run once; all are shown. The fastest policy was added so too.",
+        "- Not run: further rounds of seeds (`--rounds`)"
+        + ("" if "standard-128" in found else ", 128 columns")
+        + ("." if "real-128" in found else ", real slices with 128 columns."),
         "",
         f"{len(seconds)} jobs, {sum(seconds) / 60:.0f} CPU-minutes on one thread.",
     ]
