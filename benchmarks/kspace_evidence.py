@@ -766,9 +766,9 @@ def facts_of(scale: Scale) -> Facts:
             f"**Size.** k-space of {rows} rows × {columns} columns instead of 128² but where said, so that "
             "one CPU core can finish; rows are the readout, which is always complete. "
             f"{scale.initial} middle columns are there first; measured at {totals} columns in all, "
-            f"{scale.totals[0] / columns:.1%} to {scale.totals[-1] / columns:.0%} (8 to 32 of 128). Policies, "
-            f"fixed masks and the oracle choose among the {2 * scale.reach + 1} middle columns, the other "
-            "baselines among all.",
+            f"{scale.totals[0] / columns:.1%} to {scale.totals[-1] / columns:.0%} (8 to 32 of 128). "
+            f"Policies, fixed masks and the oracle choose among the {2 * scale.reach + 1} middle columns, "
+            "the other baselines among all.",
             f"**Networks.** Reward model: `kspace.compact`, {values.seg.steps} steps (real slices: "
             f"{scale.real_steps}) of "
             f"{values.train.batch_size} slices. Policy: `kspace.columns`, warm start on {values.warm.states} "
