@@ -143,7 +143,6 @@ SCALES = {
                 },
             },
             "real-stack": {
-                "fit_cases": 8,
                 "oracle_cases": 4,
                 "values": {
                     "seg": {"crossed": 3},
