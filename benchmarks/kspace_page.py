@@ -260,6 +260,8 @@ def aims(setting: str, one: Found, facts: Facts) -> list[tuple[str, str, str, st
     if setting in REAL:
         add("policy 1", "fixed 1", "policy above the fixed mask (the harder aim)")
         add("policy 1", "blind 1", "policy above its blind twin")
+        add("blind 1", "low-to-high", "blind twin, a learned fixed mask, above low to high")
+        add("blind 1", "fixed 1", "blind twin above the fixed mask of greedy search")
     add("policy 0.5", "low-to-high", "policy of the default weights (λ = 0.5) above low to high")
     add("policy 0.5", "fixed 0.5", "policy of the default weights level with its fixed mask", "level")
     if setting == "real":
