@@ -203,8 +203,8 @@ def page(work: Path, facts: Facts) -> str:
     lines += [
         *table(["setting", "aim", "found", "reached"], rows),
         "",
-        "Differences are of the Dice of slices, mean over all totals. “Above”: the 95 % interval lies above "
-        "zero. “Level”: it does not lie below.",
+        "Differences are of the Dice of slices (where it says so, of their SSIM), mean over all totals. "
+        "“Above”: the 95 % interval lies above zero. “Level”: it does not lie below.",
         "",
     ]
     for setting, one in found.items():
@@ -243,8 +243,8 @@ def aims(setting: str, one: Found, facts: Facts) -> list[tuple[str, str, str, st
         words = f"policy has {KEPT:.0%} of the Dice of all lines with {few} of {facts.shape[1]} lines"
         rows.append((setting, words, interval(kept), "yes" if float(np.mean(kept)) >= KEPT else "no"))
 
-    def add(first: str, second: str, words: str, kind: str = "above") -> None:
-        gap = one.gap(first, second, facts.budgets)
+    def add(first: str, second: str, words: str, kind: str = "above", metric: str = "dice") -> None:
+        gap = one.gap(first, second, facts.budgets, metric)
         if len(gap) > 1:
             found = bootstrap_ci(gap, n=5000)
             reached = {"above": found.low > 0, "level": found.high >= 0, "not above": found.low <= 0}[kind]
@@ -263,7 +263,14 @@ def aims(setting: str, one: Found, facts: Facts) -> list[tuple[str, str, str, st
         add("blind 1", "low-to-high", "blind twin, a learned fixed mask, above low to high")
         add("blind 1", "fixed 1", "blind twin above the fixed mask of greedy search")
     add("policy 0.5", "low-to-high", "policy of the default weights (λ = 0.5) above low to high")
-    add("policy 0.5", "fixed 0.5", "policy of the default weights level with its fixed mask", "level")
+    if setting in SHIFTED:
+        for metric, name in (("dice", "Dice"), ("ssim", "SSIM")):
+            words = f"policy of the default weights above its fixed mask, {name}"
+            add("policy 0.5", "fixed 0.5", words, metric=metric)
+            words = f"blind twin of the default weights not above the fixed mask, {name}"
+            add("blind 0.5", "fixed 0.5", words, "not above", metric)
+    else:
+        add("policy 0.5", "fixed 0.5", "policy of the default weights level with its fixed mask", "level")
     if setting == "real":
         for second, words, kind in (
             ("low-to-high", "above low to high", "above"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medrl.core.errors import RuntimeFault
 from medrl.core.executors.tasks import LEFT_OUT, Executor, Task, TaskEnd
@@ -77,7 +77,7 @@ def run_stages(
         _log.warning("stage %s failed; it is tried again", first.name)
 
 
-def write_config(path: Path, resolved: Resolved) -> None:
+def write_config(path: Path, resolved: Resolved[Any]) -> None:
     """Write the config that the commands of tasks read.
 
     Raises:

@@ -140,7 +140,7 @@ class CrossedObserver(CaseObserver):
         part = self.part[case.to(self.part.device)]
         rows: list[Tensor] = []
         views: list[View] = []
-        for number in part.unique().tolist():
+        for number in sorted(set(part.tolist())):
             rows.append(torch.nonzero(part == number).flatten())
             imaging = self.imaging if number < 0 else self.crossed[number]
             views.append(imaging.look(image[rows[-1]], self.cases, gradient=gradient))
