@@ -199,7 +199,7 @@ def page(work: Path, facts: Facts) -> str:
     found = {setting: Found.of(work / setting) for setting in SETTINGS}
     found = {setting: one for setting, one in found.items() if one.values}
     rows = [list(row) for setting, one in found.items() for row in aims(setting, one, facts.of(setting))]
-    lines = [*introduction(facts), "## Aims", ""]
+    lines = [*introduction(facts, found), "## Aims", ""]
     lines += [
         *table(["setting", "aim", "found", "reached"], rows),
         "",
@@ -216,8 +216,9 @@ def page(work: Path, facts: Facts) -> str:
     return "\n".join(wrapped(line) for line in [*lines, *closing(work, found)]) + "\n"
 
 
-def introduction(facts: Facts) -> list[str]:
-    """What was done."""
+def introduction(facts: Facts, found: Mapping[str, Found]) -> list[str]:
+    """What was done; of settings without results nothing is said."""
+    absent = tuple(f"**Other in {setting}.**" for setting in SETTINGS if setting not in found)
     return [
         "# kspace: does a policy that looks beat fixed masks?",
         "",
@@ -229,7 +230,7 @@ def introduction(facts: Facts) -> list[str]:
         "Intervals are 95 % bootstrap intervals over patients, without a correction for several "
         "comparisons; with 12 patients they are too narrow to be trusted far.",
         "",
-        *[word for line in facts.lines for word in (line, "")],
+        *[word for line in facts.lines if not line.startswith(absent) for word in (line, "")],
     ]
 
 
