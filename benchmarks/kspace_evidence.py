@@ -788,13 +788,14 @@ def differing(setting: str, own: Scale) -> str:
     totals = ", ".join(str(total) for total in own.totals)
     if setting in (CROSSED, STACK):
         agent = values.agent.model_dump()
-        lent = f"The reward models are those of `{LENT[setting]}`" if setting in LENT else ""
+        models = f"Reward models {own.real_steps} steps"
+        chosen = "set on two folds of the other dealing of the patients"
+        if setting in LENT:
+            models, chosen = f"The reward models are those of `{LENT[setting]}`", "not tuned"
         return (
-            f"**Other in {setting}.** {lent or f'Reward models {own.real_steps} steps'}, agent of width "
-            f"{agent['width']}, weight decay {values.warm.weight_decay:g}, {values.warm.epochs} epochs, warm "
-            f"start on {values.warm.states} states. It was added after the settings before had shown no gain"
-            + (", and run once as it is." if lent else ", set on two folds of the other dealing of the ")
-            + ("" if lent else "patients, and run once.")
+            f"**Other in {setting}.** {models}, agent of width {agent['width']}, weight decay "
+            f"{values.warm.weight_decay:g}, {values.warm.epochs} epochs, warm start on {values.warm.states} "
+            f"states. Policies were trained once, {chosen}, after the settings before had shown no gain."
         )
     if setting not in SHIFTED:
         patients = "" if setting in REAL else f"{own.patients} patients; "

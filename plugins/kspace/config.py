@@ -106,7 +106,7 @@ class SegConfig(SupervisedConfig):
     def _check_crossed(self) -> Self:
         if self.crossed == 1:
             raise ValueError("crossed must be 0, or at least 2")
-        if self.part >= max(self.crossed, 0) and self.part >= 0:
+        if self.part >= self.crossed:
             raise ValueError(f"part {self.part} does not exist, there are {self.crossed}")
         return self
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,11 +148,11 @@ class CrossedObserver(CaseObserver):
         if len(views) == 1:
             return views[0]
         back = torch.cat(rows).argsort()
-        found: dict[str, Tensor | None] = {}
+        found: dict[str, Any] = {}
         for name in (item.name for item in fields(View)):
             parts = [getattr(view, name) for view in views]
             found[name] = None if parts[0] is None else torch.cat(parts)[back]
-        return View(**found)  # type: ignore[arg-type]
+        return View(**found)
 
 
 def parts_of_cases(info: Sequence[Sequence[SliceInfo]], dealt: Mapping[str, int]) -> Tensor:
